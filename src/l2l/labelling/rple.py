@@ -1,0 +1,108 @@
+"""RPLE, reinforced pseudo-label exploration: which pixels to believe, learned by policy gradient.
+
+It is a bandit: one state, one action, one reward. So REINFORCE with a leave-one-out baseline over K sampled actions, and
+nothing else: no critic, no clipping, no advantage estimation over time (all of which answer questions not asked here).
+
+Two things make it hold where a plain version dies:
+- Credit is local. The reward is separable over pixels, so each pixel has its own advantage and the sample its own,
+  instead of one sum for hundreds of decisions.
+- Coverage is guaranteed, not hoped for. The policy is projected on the set of policies whose mean acceptance lies in a
+  band. For a field of Bernoullis the KL projection on a mean is a shift shared by all logits; its implicit gradient
+  subtracts the constraint's multiplier from every reward, so the policy spends its gradient on *which*, not on *how many*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def coverage_shift(logits: Tensor, low: float, high: float, weight: Tensor | None = None) -> Tensor:
+    """The shift c, nearest to 0, for which the weighted mean of sigmoid(logits + c) lies in [low, high]; a scalar.
+
+    Args:
+        logits: any shape; nothing of it gets a gradient here.
+        weight: same shape, not negative; all ones if not given. With no weight at all the shift is 0.
+    """
+    flat = logits.detach().double().flatten()
+    share = torch.ones_like(flat) if weight is None else weight.detach().double().flatten()
+    total = share.sum()
+    if total <= 0:
+        return logits.new_zeros(())
+    now = (flat.sigmoid() * share).sum() / total
+    target = now.clamp(low, high)
+    if now == target:
+        return logits.new_zeros(())
+    below, above = -40.0 - flat.amax(), 40.0 - flat.amin()
+    for _ in range(60):
+        middle = (below + above) / 2
+        too_low = ((flat + middle).sigmoid() * share).sum() / total < target
+        below, above = torch.where(too_low, middle, below), torch.where(too_low, above, middle)
+    return ((below + above) / 2).to(logits.dtype)
+
+
+def project(logits: Tensor, low: float, high: float, weight: Tensor | None = None) -> Tensor:
+    """Shift logits so that mean acceptance lies in [low, high], with the gradient of the shift.
+
+    Where the band is met the logits come back as they are. Where it is not, moving one logit moves the shift the other
+    way (implicit function theorem): d shift / d logit_i = -s_i / sum_j s_j with s = weight x pi (1 - pi).
+    """
+    shift = coverage_shift(logits, low, high, weight)
+    if shift == 0:
+        return logits
+    pi = (logits.detach() + shift).sigmoid()
+    slope = pi * (1 - pi) * (1 if weight is None else weight.detach())
+    slope = slope / slope.sum().clamp_min(1e-12)
+    return logits + shift - (slope * (logits - logits.detach())).sum()
+
+
+def leave_one_out(reward: Tensor) -> Tensor:
+    """Advantage of each of K actions over the mean of the other K - 1: reward (K, ...) -> (K, ...)."""
+    count = reward.shape[0]
+    return (reward - reward.mean(0)) * (count / (count - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One estimate."""
+
+    loss: Tensor
+    """Scalar whose gradient is minus the policy gradient."""
+    sample_value: Tensor
+    """(B,) mean reward of the samples over the K actions, if accepted."""
+    spread: Tensor
+    """Scalar: standard deviation of the sampled rewards over the K actions, mean over samples."""
+
+
+def policy_gradient(
+    cells: Tensor, samples: Tensor, reward: Tensor, *, count: int, generator: torch.Generator | None = None
+) -> Outcome:
+    """REINFORCE with K = `count` sampled actions per sample and a leave-one-out baseline.
+
+    The objective is E[sum_p a_p r_p] for the cells of a sample (given that it is looked at) plus E[a_s sum_p a_p r_p] for
+    the sample's own decision. Unbiased: `tests/test_rple.py` checks it against enumeration of all actions.
+
+    Args:
+        cells: logits (B, h, w). samples: logits (B,). reward: (B, h, w), see `labelling.reward`.
+    """
+    with torch.no_grad():
+        shape = (count, *cells.shape)
+        take = torch.rand(shape, generator=generator, device=cells.device) < cells.sigmoid()
+        look = torch.rand((count, *samples.shape), generator=generator, device=cells.device) < samples.sigmoid()
+        take, look = take.float(), look.float()
+        gained = take * reward  # (K, B, h, w)
+        advantage = leave_one_out(gained)
+        worth = gained.sum((2, 3))  # (K, B)
+        sample_advantage = leave_one_out(look * worth)
+    log_cells = -F.binary_cross_entropy_with_logits(cells.expand(shape), take, reduction="none")
+    log_samples = -F.binary_cross_entropy_with_logits(samples.expand_as(look), look, reduction="none")
+    per_sample = (advantage * log_cells).sum((2, 3)) + sample_advantage * log_samples
+    return Outcome(-per_sample.mean(), worth.mean(0), worth.std(0).mean())
+
+
+def bernoulli_entropy(logits: Tensor) -> Tensor:
+    """Entropy of Bernoulli variables in nats, elementwise, stable for large logits."""
+    return F.softplus(logits) - logits * logits.sigmoid()

@@ -1,0 +1,144 @@
+"""SESM, the self-evolving segmentation module: prior and model in, fused proposal, guidance and reliability out.
+
+It starts as the identity on the proposal and has to earn each departure: the gate between prior and model opens with
+what the two reliabilities (rho of the prior, kappa of the model's own prediction) say, and the pixel correction starts at
+zero. It evolves because the model's prediction Q does. It can overrule the prior: where rho is small, Q speaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from l2l.model.guidance import Guidance
+from l2l.model.segmenter import Encoded
+from l2l.proposals.proposal import Proposals
+
+
+@dataclass(frozen=True, slots=True)
+class Elevated:
+    """What SESM makes of a batch."""
+
+    fused: Tensor
+    """Logits (B, h, w) of the fused proposal."""
+    rho: Tensor
+    """Logits (B,) of the prior's reliability: the expected IoU of the proposal with the truth; very low if absent."""
+    kappa: Tensor
+    """Logits (B,) of the model's own reliability: the expected IoU of Q with the truth."""
+    gate: Tensor
+    """(B,) in [0, 1]: how much of the fused proposal comes from the prior."""
+    guidance: list[Tensor]
+    """One map (B, D, h_k, w_k) per stage."""
+
+
+def soft_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Soft intersection over union of maps (B, h, w) in [0, 1] -> (B,) in [0, 1]: sum of minima over sum of maxima."""
+    return torch.minimum(a, b).sum((1, 2)) / torch.maximum(a, b).sum((1, 2)).clamp_min(1e-6)
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Entropy of Bernoulli probabilities, in bits: 0 when sure, 1 at 0.5."""
+    p = p.clamp(1e-6, 1 - 1e-6)
+    return -(p * p.log2() + (1 - p) * (1 - p).log2())
+
+
+def to_logit(p: Tensor, limit: float = 4.0) -> Tensor:
+    """Log odds, clamped to [-limit, limit] so that a hard map stays open to argument."""
+    return torch.logit(p.float(), eps=1e-6).clamp(-limit, limit)
+
+
+EVIDENCE = 12
+
+
+def evidence(proposal: Tensor, q: Tensor, score: Tensor, present: Tensor) -> Tensor:
+    """What can be said of a sample from the two maps alone, (B, EVIDENCE) float32, roughly in [-1, 1].
+
+    Agreement of prior and model, how sure each is, how large, and how well each one's region is filled by the other.
+    """
+    here = present.float()
+    inside_p = (q * proposal).sum((1, 2)) / proposal.sum((1, 2)).clamp_min(1e-3)
+    inside_q = (q * proposal).sum((1, 2)) / q.sum((1, 2)).clamp_min(1e-3)
+    own = (q * q).sum((1, 2)) / q.sum((1, 2)).clamp_min(1e-3)  # mean confidence of Q where Q is
+    sure = (proposal * proposal).sum((1, 2)) / proposal.sum((1, 2)).clamp_min(1e-3)
+    peak = q.flatten(1).amax(1)
+    spread = entropy(q).mean((1, 2))
+    unsure_p = entropy(proposal).mean((1, 2))
+    area_p, area_q = (proposal.mean((1, 2)) + 1e-4).log10() / 4, (q.mean((1, 2)) + 1e-4).log10() / 4
+    agree = soft_iou(proposal, q)
+    stacked = [score, agree, inside_p, inside_q, sure, unsure_p, area_p]
+    return torch.stack([here, *(one * here for one in stacked), own, peak, spread, area_q], dim=1)
+
+
+class SESM(nn.Module):
+    """Fuse the proposal with the model's prediction.
+
+    Args:
+        width: channels D of the segmenter's decoder maps.
+        words: channels of the sentence vector.
+        inner: channels of the reliability head and of the pixel correction.
+    """
+
+    def __init__(self, *, width: int, words: int, inner: int = 24):
+        super().__init__()
+        match = 16
+        self.match_pixels = nn.Linear(width, match)
+        self.match_words = nn.Linear(words, match)
+        self.judge = nn.Sequential(
+            nn.Linear(EVIDENCE + 2 * match, 2 * inner), nn.GELU(), nn.Dropout(0.1), nn.Linear(2 * inner, 2)
+        )
+        nn.init.zeros_(self.judge[-1].weight)
+        nn.init.zeros_(self.judge[-1].bias)
+        self.gate_slope = nn.Parameter(torch.tensor(1.0))
+        self.gate_start = nn.Parameter(torch.tensor(3.0))  # sigmoid(3) = 0.95 of the prior
+        self.sharpness = nn.Parameter(torch.zeros(2))  # log scale of either map's log odds
+        self.look = nn.Conv2d(width, 8, 1)
+        self.correct = nn.Sequential(
+            nn.Conv2d(8 + 7, inner, 3, padding=1), nn.GELU(), nn.Conv2d(inner, inner, 3, padding=1), nn.GELU(),
+            nn.Conv2d(inner, 1, 1),
+        )  # fmt: skip
+        nn.init.zeros_(self.correct[-1].weight)
+        nn.init.zeros_(self.correct[-1].bias)
+        self.guide = Guidance(width=width)
+
+    def forward(self, encoded: Encoded, proposals: Proposals, q: Tensor) -> Elevated:
+        """q: the model's own prediction, logits (B, h, w); no gradient goes back through it."""
+        present = proposals.present.float()
+        soft, model = proposals.soft.float(), q.detach().float().sigmoid()
+        rho, kappa = self._reliability(encoded, proposals, soft, model)
+        gate = present * torch.sigmoid(self.gate_slope * (rho - kappa).detach() + self.gate_start)
+        log_prior = to_logit(soft) * self.sharpness[0].exp()
+        log_model = q.detach().float().clamp(-6, 6) * self.sharpness[1].exp()
+        share = gate[:, None, None]
+        mixed = share * log_prior + (1 - share) * log_model
+        fused = mixed + self._correction(encoded, log_prior, log_model, soft, model, gate, rho)
+        trust = rho.sigmoid() * present
+        guidance = self.guide(encoded.maps, soft * present[:, None, None], fused.sigmoid(), trust)
+        return Elevated(fused, rho, kappa, gate, guidance)
+
+    def _reliability(
+        self, encoded: Encoded, proposals: Proposals, soft: Tensor, model: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Two logits per sample, from the evidence of the maps and from how well each region matches the sentence."""
+        maps = encoded.maps[1].detach()
+        said = self.match_words(encoded.sentence.detach())
+        matches = []
+        for region in (soft * proposals.present[:, None, None], model):
+            weight = F.interpolate(region[:, None], size=maps.shape[2:], mode="area").to(maps.dtype)
+            seen = (maps * weight).sum((2, 3)) / weight.sum((2, 3)).clamp_min(1e-3)
+            matches.append(torch.tanh(self.match_pixels(seen) * said).float())
+        facts = evidence(soft, model, proposals.score, proposals.present)
+        rho, kappa = self.judge(torch.cat([facts, *matches], dim=1)).float().unbind(1)
+        return torch.where(proposals.present, rho, rho.new_tensor(-9.0)), kappa
+
+    def _correction(
+        self, encoded: Encoded, log_prior: Tensor, log_model: Tensor, soft: Tensor, model: Tensor, gate: Tensor,
+        rho: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """What the pixels of the picture say beyond the mixture: log odds (B, h, w), zero before training."""
+        seen = self.look(encoded.maps[0].detach())
+        scalars = torch.stack([gate, rho.sigmoid()], dim=1)[:, :, None, None].expand(-1, -1, *soft.shape[1:])
+        maps = torch.stack([log_prior / 4, log_model / 4, soft, model, (soft - model).abs()], dim=1)
+        return self.correct(torch.cat([seen, maps.to(seen.dtype), scalars.to(seen.dtype)], dim=1))[:, 0].float()

@@ -1,0 +1,101 @@
+"""The language-aware hierarchical segmenter: image and sentence in, one logit per stride-4 cell out.
+
+The picture and the words are encoded once (`encode`), giving four maps; decoding them is light and can be done twice,
+without guidance (`decode(maps)`) and with it (`decode(maps, guidance)`), which is what training and inference do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from l2l.model.fusion import PixelWordAttention, SceneWordContext
+from l2l.model.vision import ChannelNorm
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What the segmenter knows of a batch of image-sentence pairs before it decides."""
+
+    maps: tuple[Tensor, ...]
+    """Four maps (B, C_k, H/s, W/s), strides 4, 8, 16, 32, words fused in."""
+    sentence: Tensor
+    """(B, D): the mean of the words after all fusion."""
+
+    def __getitem__(self, rows: slice) -> Encoded:
+        return Encoded(tuple(one[rows] for one in self.maps), self.sentence[rows])
+
+    def detach(self) -> Encoded:
+        return Encoded(tuple(one.detach() for one in self.maps), self.sentence.detach())
+
+
+class Segmenter(nn.Module):
+    """Encoder, text encoder, fusion at every stage and a top-down decoder.
+
+    Args:
+        vision: a hierarchical encoder (see `model.vision`).
+        text: tokens (B, L) -> words (B, L, D) and the mask of real ones.
+        words: D.
+        width: channels of the decoder.
+        context: layers of `SceneWordContext` at strides 8, 16 and 32.
+    """
+
+    def __init__(
+        self, *, vision: nn.Module, text: nn.Module, words: int, width: int = 64, context: Sequence[int] = (1, 2, 1)
+    ):
+        super().__init__()
+        self.vision, self.text, self.width = vision, text, width
+        channels = vision.channels
+        self.attention = nn.ModuleList(PixelWordAttention(width=c, words=words) for c in channels)
+        self.context = nn.ModuleList(
+            SceneWordContext(width=c, words=words, depth=depth)
+            for c, depth in zip(channels[1:], context, strict=True)
+        )
+        self.lateral = nn.ModuleList(nn.Sequential(ChannelNorm(c), nn.Conv2d(c, width, 1)) for c in channels)
+        self.smooth = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), ChannelNorm(width), nn.ReLU()) for _ in channels
+        )
+        self.classify = nn.Conv2d(width, 1, 1)
+        nn.init.constant_(self.classify.bias, -2.0)  # most pixels are background
+
+    def encode(self, image: Tensor, tokens: Tensor) -> Encoded:
+        """image (B, 3, H, W) normalised to about zero mean and unit variance, tokens (B, L) int64."""
+        words, real = self.text(tokens)
+        x = self.vision.stem(image)
+        maps = []
+        for stage, attention in enumerate(self.attention):
+            x = self.vision.stages[stage](x)
+            x = x + attention(x, words, real)
+            if stage:
+                x, words = self.context[stage - 1](x, words, real)
+            maps.append(x)
+        weight = real.to(words.dtype)[:, :, None]
+        return Encoded(
+            tuple(lateral(one) for lateral, one in zip(self.lateral, maps, strict=True)),
+            (words * weight).sum(1) / weight.sum(1).clamp_min(1),
+        )
+
+    def decode(self, encoded: Encoded, guidance: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Four maps, each with its guidance added, top down.
+
+        Returns:
+            logits (B, h, w) float32 at stride 4, and the features (B, C, h, w) the last 1x1 convolution read them from.
+        """
+        above: Tensor | None = None
+        for stage in reversed(range(len(encoded.maps))):
+            x = encoded.maps[stage]
+            if guidance is not None:
+                x = x + guidance[stage]
+            if above is not None:
+                x = x + F.interpolate(above, size=x.shape[2:], mode="nearest")
+            above = self.smooth[stage](x)
+        assert above is not None
+        return self.classify(above)[:, 0].float(), above
+
+    def forward(self, image: Tensor, tokens: Tensor) -> Tensor:
+        """Logits (B, h, w) without a prior."""
+        return self.decode(self.encode(image, tokens))[0]

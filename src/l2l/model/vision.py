@@ -1,0 +1,68 @@
+"""The compact hierarchical encoder: four stages at strides 4, 8, 16 and 32, plain convolutions that a CPU runs fast.
+
+An encoder is anything with `channels` (four widths), `stem(image)` and `stages` (four modules, the first at stride 4
+and each next at half the resolution): the segmenter walks the stages and fuses the words in between, so that what the
+sentence says shapes the next stage (LAVT, arXiv 2112.02244, section 3). Pretrained backbones slot in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of a (B, C, H, W) map: no batch statistics, so teacher and student see the same net."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Block(nn.Module):
+    """x + conv(relu(norm(conv(x)))), the second convolution starting at zero."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = ChannelNorm(width)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.relu(self.norm(self.first(x))))
+
+
+class CompactEncoder(nn.Module):
+    """A stem of two strided convolutions and four stages of residual blocks.
+
+    Args:
+        channels: width of each stage.
+        depths: residual blocks of each stage.
+    """
+
+    def __init__(self, *, channels: Sequence[int] = (48, 96, 160, 224), depths: Sequence[int] = (2, 2, 2, 2)):
+        super().__init__()
+        self.channels = tuple(channels)
+        first = channels[0]
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, first, 3, stride=2, padding=1), ChannelNorm(first), nn.ReLU(), nn.Conv2d(first, first, 3, 2, 1)
+        )
+        stages = []
+        before = first
+        for stage, (width, depth) in enumerate(zip(channels, depths, strict=True)):
+            down = [nn.Conv2d(before, width, 3, stride=2, padding=1)] if stage else []
+            stages.append(nn.Sequential(*down, ChannelNorm(width), *(Block(width) for _ in range(depth))))
+            before = width
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image (B, 3, H, W) -> the four stage outputs, without any words."""
+        outputs = []
+        x = self.stem(image)
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+        return outputs

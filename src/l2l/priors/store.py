@@ -1,0 +1,135 @@
+"""The prior store: a frozen model is paid once per image, sentence and model, whatever happens in between.
+
+One SQLite file (its journal makes a write whole or absent, also when the process is killed in the middle), keyed by the
+content of the picture, the sentence and the source's fingerprint. So a store can be moved, merged, or resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from l2l.data.images import digest
+from l2l.errors import InputError
+from l2l.priors.prior import Prior, Source
+from l2l.sample import Sample, pair_key
+
+FILE = "priors.sqlite"
+
+
+class PriorStore:
+    """Priors on disk.
+
+    Args:
+        path: the store's folder, made if it is not there and `create` is set.
+        create: open for writing.
+
+    Raises:
+        InputError: if there is no store at `path`, or what is there is damaged.
+    """
+
+    def __init__(self, path: Path | str, *, create: bool = False):
+        self.path = Path(path)
+        file = self.path / FILE
+        if not create and not file.is_file():
+            raise InputError(f"no prior store here (there is no {FILE})", file=self.path)
+        if create:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"cannot make a store: {error.strerror}", file=self.path) from error
+        with self._damage():
+            self._db = sqlite3.connect(file if create else f"file:{file.resolve()}?mode=ro", uri=not create)
+            if create:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("CREATE TABLE IF NOT EXISTS prior (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+                self._db.execute("CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
+            self._db.execute("SELECT key FROM prior LIMIT 1").fetchall()
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise InputError(f"the prior store is damaged or not writable: {error}", file=self.path / FILE) from error
+
+    def about(self) -> dict[str, str]:
+        """What was written with `describe`: the source's `name` and `fingerprint`."""
+        with self._damage():
+            return dict(self._db.execute("SELECT name, value FROM about"))
+
+    def describe(self, source: Source) -> None:
+        """Note whose priors these are. Raises `InputError` if the store already holds another source's."""
+        mine = {"name": source.name, "fingerprint": source.fingerprint()}
+        already = self.about()
+        if already and already != mine:
+            raise InputError(f"this store holds priors of {already.get('name')}; give {source.name} its own", file=self.path)
+        with self._damage(), self._db:
+            self._db.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", mine.items())
+
+    def __len__(self) -> int:
+        with self._damage():
+            return int(self._db.execute("SELECT COUNT(*) FROM prior").fetchone()[0])
+
+    def get(self, keys: Sequence[str]) -> dict[str, Prior]:
+        """The priors there are for these keys. Raises `InputError` where a stored value is damaged."""
+        found: dict[str, Prior] = {}
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
+            marks = ",".join("?" * len(part))
+            with self._damage():
+                rows = self._db.execute(f"SELECT key, value FROM prior WHERE key IN ({marks})", part).fetchall()
+            for key, value in rows:
+                try:
+                    found[key] = Prior.from_json(json.loads(value))
+                except (ValueError, RecursionError) as error:
+                    raise InputError(f"a damaged prior: {error}", file=self.path / FILE, record=key) from error
+        return found
+
+    def put(self, items: Iterable[tuple[str, Prior]]) -> None:
+        """Write priors, all or none of this call."""
+        rows = [(key, json.dumps(prior.to_json(), separators=(",", ":"))) for key, prior in items]
+        with self._damage(), self._db:
+            self._db.executemany("INSERT OR REPLACE INTO prior VALUES (?, ?)", rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+class ImageDigests:
+    """Digest of each picture, read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def __call__(self, image: str) -> str:
+        if image not in self._known:
+            self._known[image] = digest(image)
+        return self._known[image]
+
+
+def keys_of(pairs: Sequence[tuple[Sample, str]], digests: ImageDigests) -> list[str]:
+    """The store's key of each (sample, sentence): the picture's content and the sentence."""
+    return [pair_key(digests(sample.image), sentence) for sample, sentence in pairs]
+
+
+def fill(
+    store: PriorStore, source: Source, samples: Sequence[Sample], *, batch: int = 64
+) -> Iterator[tuple[int, int]]:
+    """Ask `source` for every pair that the store does not hold yet; yields (done, total) after each batch."""
+    store.describe(source)
+    pairs = [(sample, sentence) for sample in samples for sentence in sample.sentences]
+    keys = keys_of(pairs, ImageDigests())
+    have = set(store.get(keys))
+    todo = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in have}
+    left = list(todo.items())
+    yield len(keys) - len(left), len(keys)
+    for start in range(0, len(left), batch):
+        part = left[start : start + batch]
+        answers = source.answer([pair for _, pair in part])
+        store.put(zip((key for key, _ in part), answers, strict=True))
+        yield len(keys) - len(left) + start + len(part), len(keys)

@@ -1,0 +1,227 @@
+"""All image-sentence pairs of a run as a few tables of tensors: a batch is a gather, nothing is per-sample Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from l2l.data import images as image_files
+from l2l.data.augment import Geometry, mirror_sentence
+from l2l.errors import BadRecords, InputError
+from l2l.model.text import Vocabulary
+from l2l.proposals.proposal import Proposals
+from l2l.sample import Sample
+
+MEAN, DEVIATION = 0.45, 0.25
+
+
+def normalise(image: Tensor) -> Tensor:
+    """[0, 1] -> about zero mean and unit variance, in the memory layout that convolutions like."""
+    return ((image - MEAN) / DEVIATION).contiguous(memory_format=torch.channels_last)
+
+
+def grid_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Size of the stride-4 map of an image of `size`: two convolutions of stride 2, each rounding up."""
+    return (size[0] + 3) // 4, (size[1] + 3) // 4
+
+
+def resize(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """uint8 (H, W, 3) -> uint8 (3, *size), bilinear with antialiasing (equal to PIL's within one level)."""
+    tensor = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
+    small = F.interpolate(tensor, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return small.round().clamp(0, 255).to(torch.uint8)[0]
+
+
+def cache_folder() -> Path:
+    """Where decoded pictures and proposals are kept: `$L2L_CACHE`, else the user's cache folder."""
+    return Path(os.environ.get("L2L_CACHE") or Path.home() / ".cache" / "l2l")
+
+
+def cached(key: str, build: Callable[[], np.ndarray]) -> Tensor:
+    """An array from the cache, memory-mapped, or built and put there; a damaged file is built again."""
+    path = cache_folder() / f"{key}.npy"
+    try:
+        array = np.load(path, mmap_mode="c")
+    except (OSError, ValueError, EOFError):
+        made = build()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        with part.open("wb") as file:
+            np.save(file, made)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        array = np.load(path, mmap_mode="c")
+    return torch.from_numpy(array)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch on its way into the network; B pairs."""
+
+    rows: Tensor
+    """(B,) rows of the pool."""
+    image: Tensor
+    """(B, 3, H, W) float in [0, 1]."""
+    tokens: Tensor
+    """(B, L) int64, mirrored along with the picture."""
+    proposals: Proposals
+    mask: Tensor | None = None
+    """(B, h, w) float in [0, 1]: the share of each stride-4 cell that is foreground; `None` for unlabelled pairs."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Tables over images, refs and pairs. `masks` are there only for those refs whose labels may be seen."""
+
+    samples: tuple[Sample, ...]
+    size: tuple[int, int]
+    """(height, width) the network sees."""
+    images: Tensor
+    """uint8 (images, 3, H, W)."""
+    image_of: Tensor
+    """(pairs,) row of `images`."""
+    ref_of: Tensor
+    """(pairs,) row of `samples`."""
+    tokens: Tensor
+    """(pairs, L) int64."""
+    mirrored: Tensor
+    """(pairs, L) int64: the mirrored sentence."""
+    mirrorable: Tensor
+    """(pairs,) bool."""
+    rival: Tensor
+    """(pairs,) a pair of the same image that means something else, or -1: where swapped priors come from."""
+    masks: Tensor
+    """uint8 (refs, h, w), 255 x foreground share; zeros for unlabelled refs."""
+    labelled: Tensor
+    """(refs,) bool."""
+    soft: Tensor
+    """uint8 (pairs, h, w), 255 x P."""
+    score: Tensor
+    """(pairs,) float."""
+    present: Tensor
+    """(pairs,) bool."""
+    pairs_of: tuple[tuple[int, ...], ...] = ()
+    """For each ref, its rows."""
+
+    def __len__(self) -> int:
+        return len(self.image_of)
+
+    @property
+    def ids(self) -> list[str]:
+        """Sentence id of each pair."""
+        return [key for sample in self.samples for key in sample.sentence_ids]
+
+    @property
+    def sentences(self) -> list[str]:
+        """Sentence of each pair."""
+        return [sentence for sample in self.samples for sentence in sample.sentences]
+
+    def with_proposals(self, soft: Tensor, score: Tensor, present: Tensor) -> Pool:
+        """The same pool with priors."""
+        return dataclasses.replace(self, soft=soft, score=score, present=present)
+
+    def batch(self, rows: Tensor, *, view: Geometry | None = None, swap: Tensor | None = None) -> Batch:
+        """Gather rows (B,); warp pictures, masks and proposals together if a view is given.
+
+        `swap` (B,) bool: give these pairs the prior of another referent in the same image, where there is one.
+        """
+        image = self.images[self.image_of[rows]].float() / 255
+        rival = self.rival[rows]
+        source = rows if swap is None else torch.where(swap & (rival >= 0), rival, rows)
+        soft = self.soft[source].float() / 255
+        present = self.present[source]
+        mask = self.masks[self.ref_of[rows]].float() / 255
+        tokens = self.tokens[rows]
+        if view is not None:
+            image = view.apply(image - MEAN) + MEAN  # beyond the picture's frame: mid grey
+            warped = view.apply(torch.stack([soft, mask], dim=1))
+            soft = torch.where(present[:, None, None], warped[:, 0], 0.5)
+            mask = warped[:, 1]
+            tokens = torch.where(view.mirrored[:, None], self.mirrored[rows], tokens)
+        proposals = Proposals(soft, self.score[source], present)
+        return Batch(rows, image, tokens, proposals, mask if bool(self.labelled[self.ref_of[rows]].all()) else None)
+
+
+def shrink_mask(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """bool (H, W) -> uint8 (*size): 255 x the share of each cell that is foreground."""
+    small = F.interpolate(torch.from_numpy(mask)[None, None].float(), size=size, mode="area")[0, 0]
+    return (small * 255).round().to(torch.uint8)
+
+
+def load_images(
+    samples: Sequence[Sample], size: tuple[int, int], *, bad: BadRecords | None = None, progress: object = None
+) -> tuple[Tensor, dict[str, int], list[str]]:
+    """Decode each picture once at `size`; (uint8 (N, 3, H, W), image -> row, digests)."""
+    names = list(dict.fromkeys(sample.image for sample in samples))
+    digests = [image_files.digest(name) for name in names]
+    key = torch.tensor([int(digest[:15], 16) for digest in digests])
+    from l2l.data.streams import seed_of
+
+    def one(name: str) -> Tensor:
+        return resize(image_files.load(name), size)
+
+    def build() -> np.ndarray:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as workers:
+            return np.stack([tensor.numpy() for tensor in workers.map(one, names)])
+
+    table = cached(f"images-{size[0]}x{size[1]}-{len(names)}-{seed_of(*key.tolist()):016x}", build)
+    return table, {name: row for row, name in enumerate(names)}, digests
+
+
+def build_pool(
+    samples: Sequence[Sample], vocabulary: Vocabulary, *, size: tuple[int, int], words: int, labelled: bool = True
+) -> Pool:
+    """Make the tables; priors are absent until `with_proposals`.
+
+    Args:
+        words: longest sentence in words. labelled: keep masks of labelled samples (False throws every truth away).
+    """
+    if not samples:
+        raise InputError("no image-sentence pairs to work on")
+    images, row_of, _ = load_images(samples, size)
+    cells = grid_size(size)
+    pairs_of: list[tuple[int, ...]] = []
+    image_of: list[int] = []
+    ref_of: list[int] = []
+    sentences: list[str] = []
+    masks = torch.zeros(len(samples), *cells, dtype=torch.uint8)
+    known = torch.zeros(len(samples), dtype=torch.bool)
+    of_image: dict[int, list[int]] = {}
+    for ref, sample in enumerate(samples):
+        first = len(image_of)
+        row = row_of[sample.image]
+        for _, sentence in sample.pairs():
+            of_image.setdefault(row, []).append(len(image_of))
+            image_of.append(row)
+            ref_of.append(ref)
+            sentences.append(sentence)
+        pairs_of.append(tuple(range(first, len(image_of))))
+        if labelled and sample.targets is not None:
+            masks[ref] = shrink_mask(sample.mask(), cells)
+            known[ref] = True
+    mirrored = [mirror_sentence(sentence) for sentence in sentences]
+    rival = torch.full((len(image_of),), -1, dtype=torch.int64)
+    for rows in of_image.values():
+        for place, row in enumerate(rows):
+            others = [other for other in rows[place:] + rows[:place] if ref_of[other] != ref_of[row]]
+            if others:
+                rival[row] = others[len(others) // 2]
+    count = len(image_of)
+    return Pool(
+        samples=tuple(samples), size=size, images=images, image_of=torch.tensor(image_of), ref_of=torch.tensor(ref_of),
+        tokens=vocabulary.encode(sentences, words),
+        mirrored=vocabulary.encode([new or old for new, old in zip(mirrored, sentences, strict=True)], words),
+        mirrorable=torch.tensor([new is not None for new in mirrored]), rival=rival, masks=masks, labelled=known,
+        soft=torch.full((1, 1, 1), 128, dtype=torch.uint8).expand(count, *cells), score=torch.zeros(count),
+        present=torch.zeros(count, dtype=torch.bool), pairs_of=tuple(pairs_of),
+    )  # fmt: skip
