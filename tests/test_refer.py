@@ -202,7 +202,9 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "unlabelled.jsonl").read_text().splitlines()]
     assert lines[0] == {"image": "images/30.png", "image_id": "30", "expression": "say 4", "id": "40"}
     pairs = read(tmp_path / "unlabelled.jsonl").samples
-    assert [(pair.image_id, pair.targets, pair.sentence_ids) for pair in pairs] == [("30", None, (f"4{i}",)) for i in (0, 1)]
+    assert [(pair.image_id, pair.targets, pair.sentence_ids) for pair in pairs] == [
+        ("30", None, (f"4{i}",)) for i in (0, 1)
+    ]
     assert not list(tmp_path.rglob("*.tmp"))
     assert len(list((tmp_path / "images").iterdir())) == 2
 

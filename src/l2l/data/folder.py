@@ -26,8 +26,8 @@ def read_folder(root: Path, *, images: Path | None = None, bad: BadRecords | Non
     `file_name` (or `image`) names the picture. `sentences` (a list), `sentence`, `expression` or `text` says what is
     meant. `mask` is the path of a lossless mask picture (not zero = target), relative to the folder, or a COCO RLE
     object; `masks` is a list of these, empty for a sentence without target. Without either, or with null, the line is
-    unlabelled. `split` (default `train`), `id` and `image_id` (default: the line's number, the picture's name) may be
-    given.
+    unlabelled. `split` (default `train`), `id` (`r` and the line's number) and `image_id` (the picture's name) may
+    be given.
 
     Args:
         root: the folder.
@@ -40,7 +40,7 @@ def read_folder(root: Path, *, images: Path | None = None, bad: BadRecords | Non
     path = root / "metadata.jsonl"
 
     def parse(line: dict[str, Any], number: int, sizes: _Sizes) -> Sample:
-        key = str(line.get("id", number))
+        key = str(line.get("id", f"r{number}"))
         sentences = _sentences(line)
         return Sample(
             id=key,

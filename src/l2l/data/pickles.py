@@ -84,7 +84,7 @@ def _check_opcodes(content: bytes) -> None:
         if opcode.name == "STRING":  # pickletools.genops would insist on ASCII
             stream.readline()
             continue
-        argument = opcode.arg.reader(stream) if opcode.arg else None
+        argument: Any = opcode.arg.reader(stream) if opcode.arg else None
         tuples += opcode.name.startswith("TUPLE")
         if tuples > MAX_TUPLES:
             raise pickle.UnpicklingError(f"more than {MAX_TUPLES:,} tuples")

@@ -13,11 +13,14 @@ Two things make it hold where a plain version dies:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from l2l.labelling.policy import AcceptancePolicy, State
 
 
 def coverage_shift(logits: Tensor, low: float, high: float, weight: Tensor | None = None) -> Tensor:
@@ -106,3 +109,52 @@ def policy_gradient(
 def bernoulli_entropy(logits: Tensor) -> Tensor:
     """Entropy of Bernoulli variables in nats, elementwise, stable for large logits."""
     return F.softplus(logits) - logits * logits.sigmoid()
+
+
+class Rple(nn.Module):
+    """The policy with its coverage bands: judges pseudo-labels in training, decides about them afterwards.
+
+    Args:
+        policy: the network pi.
+        bands: (low, high) mean acceptance of samples, of foreground cells, of background cells.
+        memory: how many recent samples the mean acceptance of samples is taken over.
+    """
+
+    def __init__(self, *, policy: AcceptancePolicy, bands: Sequence[tuple[float, float]], memory: int = 256):
+        super().__init__()
+        self.policy = policy
+        self.bands = tuple(bands)
+        self.register_buffer("recent", torch.full((memory,), float("nan")))  # sample logits, newest first
+        self.register_buffer("shift", torch.zeros(3))  # slow mean of the shifts: what `decide` uses
+
+    def judge(self, state: State, *, remember: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Projected logits of a training batch, (B, h, w) and (B,), with gradients.
+
+        `remember` picks the samples that stand for the pool (the unlabelled ones); the others share their shifts.
+        """
+        raw_cells, raw_samples = self.policy(state)
+        past = self.recent[~self.recent.isnan()]
+        everyone = torch.cat([raw_samples, past])
+        counts = torch.zeros_like(everyone)
+        counts[: len(raw_samples)][remember] = 1
+        counts[len(raw_samples) :] = 1
+        samples = project(everyone, *self.bands[0], counts)[: len(raw_samples)]
+        front, back = state.label.float(), 1 - state.label.float()
+        here = torch.zeros(len(raw_samples), 1, 1, device=front.device)
+        here[remember] = 1
+        as_front = project(raw_cells, *self.bands[1], front * here)
+        as_back = project(raw_cells, *self.bands[2], back * here)
+        cells = torch.where(state.label, as_front, as_back)
+        with torch.no_grad():
+            shifts = [(samples - raw_samples).mean(), (as_front - raw_cells).mean(), (as_back - raw_cells).mean()]
+            self.shift.lerp_(torch.stack(shifts), 0.05)
+            fresh = raw_samples[remember]
+            self.recent = torch.cat([fresh, self.recent])[: len(self.recent)]
+        return cells, samples
+
+    @torch.no_grad()
+    def decide(self, state: State) -> tuple[Tensor, Tensor]:
+        """Probabilities of acceptance, cells (B, h, w) and samples (B,); each sample by itself, nothing is changed."""
+        cells, samples = self.policy(state)
+        cells = cells + torch.where(state.label, self.shift[1], self.shift[2])
+        return cells.sigmoid(), (samples + self.shift[0]).sigmoid()

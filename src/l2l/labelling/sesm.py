@@ -115,7 +115,9 @@ class SESM(nn.Module):
         mixed = share * log_prior + (1 - share) * log_model
         fused = mixed + self._correction(encoded, log_prior, log_model, soft, model, gate, rho)
         trust = rho.sigmoid() * present
-        guidance = self.guide(encoded.maps, soft * present[:, None, None], fused.sigmoid(), trust)
+        # What is fused is learned from held-out labels alone (losses on `fused`, `rho`, `kappa`), never through guidance:
+        # on images the segmenter has memorised, Q would look infallible.
+        guidance = self.guide(encoded.maps, soft * present[:, None, None], fused.sigmoid().detach(), trust.detach())
         return Elevated(fused, rho, kappa, gate, guidance)
 
     def _reliability(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,9 @@ from torch import Tensor
 
 from l2l.data import images as image_files
 from l2l.data.augment import Geometry, mirror_sentence
-from l2l.errors import BadRecords, InputError
+from l2l.data.cache import cached
+from l2l.data.streams import seed_of
+from l2l.errors import InputError
 from l2l.model.text import Vocabulary
 from l2l.proposals.proposal import Proposals
 from l2l.sample import Sample
@@ -39,29 +40,6 @@ def resize(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
     small = F.interpolate(tensor, size=size, mode="bilinear", antialias=True, align_corners=False)
     return small.round().clamp(0, 255).to(torch.uint8)[0]
-
-
-def cache_folder() -> Path:
-    """Where decoded pictures and proposals are kept: `$L2L_CACHE`, else the user's cache folder."""
-    return Path(os.environ.get("L2L_CACHE") or Path.home() / ".cache" / "l2l")
-
-
-def cached(key: str, build: Callable[[], np.ndarray]) -> Tensor:
-    """An array from the cache, memory-mapped, or built and put there; a damaged file is built again."""
-    path = cache_folder() / f"{key}.npy"
-    try:
-        array = np.load(path, mmap_mode="c")
-    except (OSError, ValueError, EOFError):
-        made = build()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.save(file, made)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        array = np.load(path, mmap_mode="c")
-    return torch.from_numpy(array)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +137,11 @@ def shrink_mask(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
 
 
 def load_images(
-    samples: Sequence[Sample], size: tuple[int, int], *, bad: BadRecords | None = None, progress: object = None
-) -> tuple[Tensor, dict[str, int], list[str]]:
-    """Decode each picture once at `size`; (uint8 (N, 3, H, W), image -> row, digests)."""
+    samples: Sequence[Sample], size: tuple[int, int]
+) -> tuple[Tensor, dict[str, int]]:
+    """Decode each picture once at `size`: uint8 (N, 3, H, W), and the row of each image. Kept in the cache."""
     names = list(dict.fromkeys(sample.image for sample in samples))
-    digests = [image_files.digest(name) for name in names]
-    key = torch.tensor([int(digest[:15], 16) for digest in digests])
-    from l2l.data.streams import seed_of
+    key = seed_of(*(image_files.digest(name) for name in names))
 
     def one(name: str) -> Tensor:
         return resize(image_files.load(name), size)
@@ -174,8 +150,8 @@ def load_images(
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as workers:
             return np.stack([tensor.numpy() for tensor in workers.map(one, names)])
 
-    table = cached(f"images-{size[0]}x{size[1]}-{len(names)}-{seed_of(*key.tolist()):016x}", build)
-    return table, {name: row for row, name in enumerate(names)}, digests
+    table = cached(f"images-{size[0]}x{size[1]}-{len(names)}-{key:016x}", build)
+    return table, {name: row for row, name in enumerate(names)}
 
 
 def build_pool(
@@ -188,7 +164,7 @@ def build_pool(
     """
     if not samples:
         raise InputError("no image-sentence pairs to work on")
-    images, row_of, _ = load_images(samples, size)
+    images, row_of = load_images(samples, size)
     cells = grid_size(size)
     pairs_of: list[tuple[int, ...]] = []
     image_of: list[int] = []

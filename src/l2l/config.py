@@ -1,0 +1,273 @@
+"""The whole of a run in one frozen value: written beside its results, hashed, read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from l2l.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learned from."""
+
+    data: str = "scenes"
+    """A folder (REFER layout or `metadata.jsonl`), a JSONL file of pairs, or the word `scenes`."""
+    images: str = ""
+    """Folder of the pictures, where it is not the usual one."""
+    refs: str = ""
+    """Which `refs(*).p`, where a folder holds several: `unc`, `umd`, `google`."""
+    unlabelled: str = ""
+    """JSONL file of further image-sentence pairs without masks."""
+    prior: str = ""
+    """A prior store, or a JSONL file of priors; empty for none."""
+    rate: float = 0.05
+    """Share of the training images whose masks are used."""
+    split_file: str = ""
+    """A split made before; empty draws one from `rate` and `seed`."""
+    height: int = 96
+    """Height the network sees, pixels."""
+    width: int = 96
+    """Width the network sees, pixels."""
+    words: int = 20
+    """Longest sentence, words; longer ones are cut."""
+    scenes_count: int = 1000
+    """Pictures of `scenes`; a tenth of them is the split `val`."""
+    scenes_seed: int = 0
+    """Seed of `scenes`."""
+    skip_bad: bool = False
+    """Set bad records aside, in `skipped.jsonl`, rather than stop."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.rate <= 1, f"rate {self.rate} is not in (0, 1]")
+        _check(min(self.height, self.width) >= 32, "pictures below 32 pixels leave the last stage nothing to see")
+        _check(self.words >= 1, "words must be at least 1")
+        _check(self.scenes_count >= 10, "scenes_count must be at least 10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The segmenter and SESM."""
+
+    channels: tuple[int, ...] = (48, 96, 160, 224)
+    """Channels of the four stages."""
+    depths: tuple[int, ...] = (1, 2, 2, 1)
+    """Residual blocks of the four stages."""
+    context: tuple[int, ...] = (0, 2, 1)
+    """Layers of scene-and-word attention at strides 8, 16, 32."""
+    width: int = 64
+    """Channels of the decoder."""
+    text_width: int = 96
+    """Channels of a word."""
+    text_depth: int = 2
+    """Transformer layers of the text encoder."""
+
+    def __post_init__(self) -> None:
+        _check(len(self.channels) == len(self.depths) == 4, "channels and depths have four stages")
+        _check(len(self.context) == 3, "context has three stages")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SesmConfig:
+    """How SESM learns."""
+
+    held_out: float = 0.25
+    """Share of the labelled images the segmenter does not see: SESM and the policy learn from them."""
+    rotate: int = 0
+    """Steps after which another fold is held out; 0 keeps the first fold until `release`."""
+    release: float = 0.8
+    """Point of the run, in [0, 1], from which the segmenter sees all labels and SESM and the policy rest."""
+    swap: float = 0.25
+    """Share of labelled pairs that get the prior of another referent of the same picture."""
+    drop: float = 0.1
+    """Share of pairs that get no prior."""
+    rate: float = 1e-3
+    """Learning rate of SESM."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.held_out < 1, "held_out is a share between 0 and 1")
+        _check(0 < self.release <= 1, "release lies in (0, 1]")
+        _check(self.rotate >= 0, "rotate is a number of steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RpleConfig:
+    """The acceptance policy."""
+
+    samples: int = 8
+    """K, sampled actions per pseudo-label."""
+    wrong: float = 3.0
+    """lambda, what a wrong pixel costs when a right one earns 1."""
+    agreement: float = 0.2
+    """Weight of the agreement reward on unlabelled pairs."""
+    utility: float = 0.1
+    """Weight of the one-step utility on unlabelled pairs."""
+    entropy: float = 0.02
+    """Weight of the policy's entropy at the start; it falls to zero at `release`."""
+    samples_low: float = 0.4
+    """Least mean acceptance of samples."""
+    samples_high: float = 0.95
+    """Greatest mean acceptance of samples."""
+    front_low: float = 0.6
+    """Least mean acceptance of foreground cells."""
+    front_high: float = 0.97
+    """Greatest mean acceptance of foreground cells."""
+    back_low: float = 0.6
+    """Least mean acceptance of background cells."""
+    rate: float = 2e-3
+    """Learning rate of the policy."""
+    memory: int = 256
+    """Samples over which mean acceptance of samples is measured."""
+
+    def __post_init__(self) -> None:
+        _check(self.samples >= 2, "samples (K) must be at least 2: the baseline is the mean of the others")
+        for low, high in ((self.samples_low, self.samples_high), (self.front_low, self.front_high)):
+            _check(0 < low < high < 1, "a coverage band is 0 < low < high < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The schedule, the same for every method."""
+
+    method: Literal["l2l", "supervised", "prior_only"] = "l2l"
+    """Which method."""
+    steps: int = 1000
+    """Optimiser steps."""
+    seed: int = 0
+    """Seed of the label split, the weights, the streams and the views."""
+    labelled: int = 12
+    """Labelled pairs in a step."""
+    held_out: int = 12
+    """Held-out labelled pairs in a step (methods that hold labels out)."""
+    unlabelled: int = 20
+    """Unlabelled pairs in a step; labelled : unlabelled is the ratio of the streams."""
+    rate: float = 1e-3
+    """Learning rate of the segmenter; it warms up for 5 % of the steps and falls as a cosine."""
+    weight_decay: float = 0.02
+    """AdamW's weight decay, on weights of two and more dimensions."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    burn_in: float = 0.1
+    """Share of the steps that use labels only."""
+    unlabelled_weight: float = 1.0
+    """Weight of the loss on accepted pseudo-labels."""
+    ema: float = 0.99
+    """Decay of the EMA teacher; lower in the first steps."""
+    zoom: float = 0.8
+    """Smallest scale of the weak view."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+    probe_every: int = 100
+    """Steps between measurements of the pseudo-labels."""
+    probe_pairs: int = 256
+    """Pairs that each measurement looks at."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Arithmetic of the network; `auto` is bf16 where the processor is fast at it."""
+    device: str = "cpu"
+    """Torch device."""
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 1, "steps must be at least 1")
+        _check(min(self.labelled, self.held_out, self.unlabelled) >= 1, "each part of a batch needs at least 1 pair")
+        _check(0 <= self.burn_in < 1, "burn_in is a share below 1")
+        _check(min(self.save_every, self.probe_every) >= 1, "save_every and probe_every count steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run depends on."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sesm: SesmConfig = field(default_factory=SesmConfig)
+    rple: RpleConfig = field(default_factory=RpleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+    def hash(self) -> str:
+        """12 hex digits of everything but the device: equal hashes mean equal results on one machine."""
+        value = self.to_json()
+        value["train"].pop("device")
+        return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, with the hash."""
+        path.write_text(json.dumps({"hash": self.hash(), **self.to_json()}, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Read what `save` wrote. Raises `InputError` for anything else."""
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            return cls.from_json(value)
+        except (OSError, ValueError, RecursionError, TypeError, AttributeError) as error:
+            reason = error.reason if isinstance(error, InputError) else str(error)
+            raise InputError(f"not a run's configuration: {reason}", file=path) from error
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Config:
+        """The inverse of `to_json`."""
+        sections = {}
+        for section in dataclasses.fields(cls):
+            kind = _hints(cls)[section.name]
+            known = {one.name for one in dataclasses.fields(kind)}
+            given = value.get(section.name, {})
+            if unknown := set(given) - known:
+                raise InputError(f"unknown setting {section.name}.{sorted(unknown)[0]}")
+            parts = {name: tuple(part) if isinstance(part, list) else part for name, part in given.items()}
+            sections[section.name] = kind(**parts)
+        return cls(**sections)
+
+    def replace(self, section: str, **changes: Any) -> Config:
+        """The same configuration with some settings of one section changed."""
+        return dataclasses.replace(self, **{section: dataclasses.replace(getattr(self, section), **changes)})
+
+    def override(self, assignment: str) -> Config:
+        """Apply one `section.setting=value` of the command line.
+
+        Raises:
+            InputError: naming the settings there are, if this one is not among them or the value does not fit.
+        """
+        name, equals, text = assignment.partition("=")
+        section, dot, setting = name.partition(".")
+        kinds = _hints(type(self))
+        if not equals or not dot or section not in kinds:
+            raise InputError(f"--set {assignment}: write section.setting=value with a section of {', '.join(kinds)}")
+        settings = _hints(kinds[section])
+        if setting not in settings:
+            raise InputError(f"--set {assignment}: {section} has {', '.join(settings)}")
+        return self.replace(section, **{setting: _parse(text, settings[setting], assignment)})
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _parse(text: str, kind: Any, where: str) -> Any:
+    try:
+        if typing.get_origin(kind) is Literal:
+            if text not in typing.get_args(kind):
+                raise ValueError(f"one of {', '.join(typing.get_args(kind))}")
+            return text
+        if typing.get_origin(kind) in (tuple, types.GenericAlias):
+            return tuple(int(part) for part in text.split(","))
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"--set {where}: {error}") from error
+
+
+def _check(holds: bool, reason: str) -> None:
+    if not holds:
+        raise InputError(reason)

@@ -1,0 +1,190 @@
+"""Learning to Label: the closed loop of prior, SESM, RPLE and segmenter, one step at a time.
+
+Labelled images are of two kinds. The segmenter learns from one; the other (the held-out fold) is, to the segmenter, just
+more unlabelled pairs, so what the teacher says of them is as good or bad as what it says of the pool. From these labels
+SESM learns how far to trust whom, and the policy learns which pixels to believe. Late in the run (`sesm.release`) the
+segmenter gets them too, and SESM and the policy rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from l2l.data.augment import strong_view
+from l2l.data.streams import generator
+from l2l.labelling.policy import AcceptancePolicy, State, observe
+from l2l.labelling.reward import agreement_reward, held_out_direction, truth_reward, utility_reward
+from l2l.labelling.rple import Rple, bernoulli_entropy, policy_gradient
+from l2l.model.network import Answer
+from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
+from l2l.training.parts import Parts
+from l2l.training.pool import Batch, normalise
+
+
+class L2L:
+    """Paper symbols in the step: x labelled, h held out, u unlabelled; _w weak, _s strong; P prior, Q teacher."""
+
+    def __init__(self, parts: Parts) -> None:
+        config = parts.config
+        self.parts = parts
+        bands = (
+            (config.rple.samples_low, config.rple.samples_high),
+            (config.rple.front_low, config.rple.front_high),
+            (config.rple.back_low, 0.999),
+        )
+        policy = AcceptancePolicy(words=config.model.text_width)
+        self.extra = Rple(policy=policy, bands=bands, memory=config.rple.memory)
+        self.folds = make_folds(parts)
+        self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
+
+    def learning_rates(self) -> Mapping[str, float]:
+        config = self.parts.config
+        return {"segmenter": config.train.rate, "sesm": config.sesm.rate, "extra": config.rple.rate}
+
+    def fold_at(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(refs the segmenter learns from, refs held out, pairs treated as unlabelled) at a step."""
+        config = self.parts.config
+        every = self.parts.labelled_refs
+        fold = step // config.sesm.rotate % len(self.folds) if config.sesm.rotate else 0
+        held = self.folds[fold]
+        seen = every[~torch.isin(every, held)] if len(self.folds) > 1 else every
+        if step >= config.sesm.release * config.train.steps:
+            return every, held, self.unlabelled
+        pairs_held = torch.isin(self.parts.pool.ref_of, held).nonzero()[:, 0]
+        return seen, held, torch.cat([self.unlabelled, pairs_held])
+
+    def step(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        parts, config = self.parts, self.parts.config
+        burning = step < config.train.burn_in * config.train.steps
+        released = step >= config.sesm.release * config.train.steps
+        seen, held, pool = self.fold_at(step)
+
+        x = parts.weak(parts.refs_at("labelled", step, config.train.labelled, seen), "labelled", step,
+                       swap=config.sesm.swap, drop=config.sesm.drop)  # fmt: skip
+        h = parts.weak(parts.refs_at("held out", step, config.train.held_out, held), "held out", step,
+                       drop=config.sesm.drop)  # fmt: skip
+        u = parts.weak(parts.rows_at("unlabelled", step, config.train.unlabelled, pool), "unlabelled", step)
+        assert x.mask is not None and h.mask is not None
+        x_s = strong_view(x.image, parts.rng("strong x", step))
+        u_s = strong_view(u.image, parts.rng("strong u", step))
+        h_s = strong_view(h.image, parts.rng("strong h", step))
+
+        with parts.autocast():
+            # one batched pass for both streams of the student, one without a graph for the teacher
+            student = parts.network(
+                normalise(torch.cat([x_s] if burning else [x_s, u_s])),
+                x.tokens if burning else torch.cat([x.tokens, u.tokens]),
+                _joined(x, u).proposals if not burning else x.proposals,
+            )
+            with torch.no_grad():
+                both = h if burning else _joined(h, u)
+                teacher = parts.teacher(normalise(both.image), both.tokens, both.proposals)
+                strong_h = parts.network(normalise(h_s), h.tokens).q
+        count_x, count_h = len(x.rows), len(h.rows)
+
+        loss_x = segmentation_loss(student.q[:count_x], x.mask).mean()
+        loss_xg = segmentation_loss(student.guided[:count_x], x.mask).mean()
+        loss = loss_x + loss_xg
+        logs = {"loss_x": float(loss_x), "loss_x_guided": float(loss_xg)}
+        if not released:
+            loss_sesm, told = self._sesm_loss(h, teacher)
+            loss, logs = loss + loss_sesm, logs | told
+
+        strong = strong_h if burning else torch.cat([strong_h, student.q[count_x:].detach()])
+        assert teacher.elevated is not None
+        state = observe(teacher.elevated, both.proposals, teacher.q, strong, both.image, teacher.encoded.sentence)
+        of_pool = slice(0, None) if burning else slice(count_h, None)
+        cells, samples = self.extra.judge(state, remember=of_pool)
+        if not released:
+            loss_policy, told = self._policy_loss(step, h, u, state, cells, samples, teacher, burning)
+            loss, logs = loss + loss_policy, logs | told
+        if burning:
+            return loss, logs
+
+        label_u = state.label[count_h:].float()
+        accept, take = cells[count_h:].detach().sigmoid(), samples[count_h:].detach().sigmoid()
+        loss_u = (segmentation_loss(student.q[count_x:], label_u, accept) * take).mean()
+        loss_ug = (segmentation_loss(student.guided[count_x:], label_u, accept) * take).mean()
+        loss = loss + config.train.unlabelled_weight * (loss_u + loss_ug)
+        front = (accept * label_u).sum() / label_u.sum().clamp_min(1)
+        return loss, logs | {
+            "loss_u": float(loss_u), "loss_u_guided": float(loss_ug), "accept_samples": float(take.mean()),
+            "accept_front": float(front), "gate": float(teacher.elevated.gate[count_h:].mean()),
+            "rho": float(teacher.elevated.rho[count_h:].sigmoid().mean()),
+        }  # fmt: skip
+
+    def _sesm_loss(self, h: Batch, teacher: Answer) -> tuple[Tensor, dict[str, float]]:
+        """SESM on labels the segmenter has not seen; the gradient passes the teacher's decoder but stops at SESM."""
+        parts = self.parts
+        assert h.mask is not None
+        encoded = teacher.encoded[: len(h.rows)]
+        q = teacher.q[: len(h.rows)]
+        with parts.autocast():
+            elevated = parts.network.sesm(encoded, h.proposals, q)
+            guided, _ = parts.teacher.segmenter.decode(encoded, elevated.guidance)
+        y = h.mask > 0.5
+        here = h.proposals.present
+        loss_fused = segmentation_loss(elevated.fused, h.mask).mean()
+        loss_guided = segmentation_loss(guided, h.mask).mean()
+        iou_prior, iou_model = hard_iou(h.proposals.soft > 0.5, y), hard_iou(q > 0, y)
+        loss_rho = reliability_loss(elevated.rho, iou_prior, here)
+        loss_kappa = reliability_loss(elevated.kappa, iou_model, torch.ones_like(here))
+        iou_fused = hard_iou(elevated.fused > 0, y)
+        return loss_fused + loss_guided + loss_rho + loss_kappa, {
+            "loss_fused": float(loss_fused), "loss_rho": float(loss_rho), "loss_kappa": float(loss_kappa),
+            "held_out_prior": float((iou_prior * here).sum() / here.sum().clamp_min(1)),
+            "held_out_model": float(iou_model.mean()), "held_out_fused": float(iou_fused.mean()),
+        }  # fmt: skip
+
+    def _policy_loss(
+        self, step: int, h: Batch, u: Batch, state: State, cells: Tensor, samples: Tensor, teacher: Answer, burning: bool
+    ) -> tuple[Tensor, dict[str, float]]:
+        """REINFORCE on the held-out labels, plus agreement and one-step utility on the unlabelled pairs."""
+        config = self.parts.config
+        assert h.mask is not None and teacher.elevated is not None
+        count = len(h.rows)
+        rng = self.parts.rng("actions", step)
+        reward = truth_reward(state.label[:count], h.mask > 0.5, wrong=config.rple.wrong)
+        held = policy_gradient(cells[:count], samples[:count], reward, count=config.rple.samples, generator=rng)
+        loss = held.loss
+        logs = {"reward": float(held.sample_value.mean()), "reward_spread": float(held.spread)}
+        if not burning and (config.rple.agreement or config.rple.utility):
+            label, q = state.label[count:], teacher.q[count:]
+            direction = held_out_direction(teacher.q[:count], teacher.features[:count], h.mask > 0.5)
+            agree = agreement_reward(label, u.proposals.soft, q.sigmoid(), teacher.elevated.fused[count:].sigmoid(),
+                                     teacher.elevated.rho[count:].sigmoid())  # fmt: skip
+            useful = utility_reward(label, q, teacher.features[count:], direction)
+            blind = config.rple.agreement * agree + config.rple.utility * useful
+            loss = loss + policy_gradient(
+                cells[count:], samples[count:], blind, count=config.rple.samples, generator=rng
+            ).loss
+            logs |= {"reward_agreement": float(agree.sum((1, 2)).mean()), "utility": float(useful.sum((1, 2)).mean())}
+        left = max(0.0, 1 - step / (config.sesm.release * config.train.steps))
+        spread = bernoulli_entropy(cells).mean() + bernoulli_entropy(samples).mean()
+        return loss - config.rple.entropy * left * spread, logs | {"policy_entropy": float(spread) / 2}
+
+
+def make_folds(parts: Parts) -> list[Tensor]:
+    """Refs of the labelled images, dealt into folds by image. One image alone is its own fold and is also learned from."""
+    refs = parts.labelled_refs
+    images = parts.pool.image_of[torch.tensor([parts.pool.pairs_of[ref][0] for ref in refs.tolist()])]
+    names = images.unique()
+    count = min(len(names), max(2, round(1 / parts.config.sesm.held_out)))
+    if count < 2:
+        return [refs]
+    order = torch.randperm(len(names), generator=generator(parts.config.train.seed, "folds"))
+    fold_of = {int(name): place % count for place, name in enumerate(names[order].tolist())}
+    folds = torch.tensor([fold_of[image] for image in images.tolist()])
+    return [refs[folds == fold] for fold in range(count)]
+
+
+def _joined(a: Batch, b: Batch) -> Batch:
+    """Two batches as one, without masks."""
+    proposals = type(a.proposals)(
+        torch.cat([a.proposals.soft, b.proposals.soft]), torch.cat([a.proposals.score, b.proposals.score]),
+        torch.cat([a.proposals.present, b.proposals.present]),
+    )  # fmt: skip
+    return Batch(torch.cat([a.rows, b.rows]), torch.cat([a.image, b.image]), torch.cat([a.tokens, b.tokens]), proposals)

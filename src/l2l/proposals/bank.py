@@ -1,0 +1,91 @@
+"""Priors of many pairs as tables: read from a store or a file, made into soft maps once, kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2l.data.cache import cached
+from l2l.errors import BadRecords, InputError
+from l2l.priors.precomputed import Precomputed
+from l2l.priors.prior import Prior
+from l2l.priors.store import ImageDigests, PriorStore, keys_of
+from l2l.proposals.affinity import propose
+from l2l.sample import Sample
+
+VERSION = 1  # of the maps in the cache: raise it when `propose` changes
+
+
+@dataclass(frozen=True)
+class PriorBank:
+    """The priors of some pairs, in the order of their rows."""
+
+    priors: tuple[Prior, ...]
+    name: str
+    """Whose priors these are, as reports say it."""
+    simulated: bool
+    """Drawn from the truth, wholly or in part."""
+
+
+def read_priors(where: str | Path, samples: Sequence[Sample], *, bad: BadRecords | None = None) -> PriorBank:
+    """The prior of each pair of `samples`, from a store's folder or a JSONL file; empty ones where there is none.
+
+    Raises:
+        InputError: if there is nothing at `where`, it is damaged, or it knows none of the pairs.
+    """
+    path = Path(where)
+    pairs = [(sample, sentence) for sample in samples for sentence in sample.sentences]
+    if path.is_file():
+        source = Precomputed(path, bad=bad)
+        priors = source.answer(pairs)
+        name, simulated = source.name, source.simulated
+    elif path.is_dir():
+        store = PriorStore(path)
+        name = store.about().get("name", path.name)
+        keys = keys_of(pairs, ImageDigests())
+        found = store.get(list(dict.fromkeys(keys)))
+        priors = [found.get(key) or Prior(note="not in the store") for key in keys]
+        simulated = "simulated" in name
+        store.close()
+    else:
+        raise InputError("no prior store and no prior file here", file=path)
+    if priors and all(prior.empty for prior in priors):
+        raise InputError("holds no prior for any of these pairs", file=path)
+    return PriorBank(tuple(priors), name, simulated)
+
+
+def soft_maps(
+    priors: Sequence[Prior], images: Tensor, image_of: Tensor, size: tuple[int, int], *, batch: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """P of each prior: uint8 (N, h, w) = 255 x P, scores (N,) float, presence (N,) bool.
+
+    Args:
+        images: uint8 (I, 3, H, W). image_of: (N,) rows of `images`. size: (h, w).
+    """
+    about = hashlib.blake2b(digest_size=12)
+    for prior in priors:
+        about.update(json.dumps(prior.to_json()).encode())
+    about.update(image_of.numpy().tobytes() + repr((VERSION, size, tuple(images.shape))).encode())
+    about.update(images[:: max(1, len(images) // 16)].numpy().tobytes())
+
+    def build() -> np.ndarray:
+        out = np.empty((len(priors), *size), np.uint8)
+        for start in range(0, len(priors), batch):
+            rows = slice(start, start + batch)
+            part = propose(priors[rows], images[image_of[rows]].float() / 255, size)
+            out[rows] = (part * 255).round().to(torch.uint8).numpy()
+            if progress:
+                progress(min(start + batch, len(priors)), len(priors))
+        return out
+
+    soft = cached(f"proposals-{about.hexdigest()}", build)
+    score = torch.tensor([prior.score for prior in priors], dtype=torch.float32)
+    return soft, score, torch.tensor([not prior.empty for prior in priors])

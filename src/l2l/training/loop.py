@@ -1,0 +1,254 @@
+"""The training loop, read in the order it runs. Whatever a resume needs sits in one object, `Run`."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from l2l.config import Config
+from l2l.data.splits import Split
+from l2l.data.streams import seed_of
+from l2l.errors import InputError
+from l2l.model.network import Network
+from l2l.training.checkpoint import load_module, load_tensors, pack_optimiser, save_tensors, unpack_optimiser
+from l2l.training.parts import Method, Parts
+from l2l.training.prepare import Prepared, build_network, choose_precision, prepare
+from l2l.training.probe import Probe, measure
+from l2l.training.teacher import follow, make_teacher
+
+CHECKPOINT, METRICS, CONFIG, SPLIT, ABOUT = (
+    "checkpoint.safetensors", "metrics.jsonl", "config.json", "split.json", "about.json",
+)  # fmt: skip
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+class NonFiniteLoss(InputError):
+    """Training met a loss that is not a number; nothing was updated with it."""
+
+
+@dataclass
+class Run:
+    """A run in memory: all that a checkpoint holds."""
+
+    config: Config
+    step: int
+    parts: Parts
+    method: Method
+    optimiser: torch.optim.AdamW
+    names: dict[torch.Tensor, str]
+
+    @classmethod
+    def start(cls, config: Config, prepared: Prepared) -> Run:
+        """Step 0."""
+        network = build_network(config, prepared.vocabulary)
+        teacher = make_teacher(network)
+        parts = Parts(config, prepared.pool, network, teacher, choose_precision(config))
+        method = make_method(parts)
+        rates = method.learning_rates()
+        groups: list[dict[str, Any]] = []
+        names: dict[torch.Tensor, str] = {}
+        modules = {"segmenter": network.segmenter, "sesm": network.sesm, "extra": method.extra}
+        for part, module in modules.items():
+            for decayed in (True, False):
+                own = [(name, one) for name, one in module.named_parameters() if (one.ndim > 1) == decayed]
+                names |= {one: f"{part}.{name}" for name, one in own}
+                groups.append({
+                    "params": [one for _, one in own], "peak": rates[part], "part": part,
+                    "weight_decay": config.train.weight_decay if decayed else 0.0,
+                })  # fmt: skip
+        optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.train.rate, fused=True)
+        return cls(config, 0, parts, method, optimiser, names)
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint, whole or not at all."""
+        tensors = {f"student.{name}": one for name, one in self.parts.network.state_dict().items()}
+        tensors |= {f"teacher.{name}": one for name, one in self.parts.teacher.state_dict().items()}
+        tensors |= {f"extra.{name}": one for name, one in self.method.extra.state_dict().items()}
+        tensors |= pack_optimiser(self.optimiser, self.names, "optimiser.")
+        save_tensors(folder / CHECKPOINT, tensors, {"step": self.step, "hash": self.config.hash()})
+
+    def load(self, folder: Path) -> None:
+        """Continue from the checkpoint. Raises `InputError` if it is damaged or of another configuration."""
+        file = folder / CHECKPOINT
+        tensors, about = load_tensors(file)
+        if about.get("hash") != self.config.hash():
+            raise InputError("this checkpoint was made with another configuration", file=file)
+        load_module(self.parts.network, "student.", tensors, file=file)
+        load_module(self.parts.teacher, "teacher.", tensors, file=file)
+        load_module(self.method.extra, "extra.", tensors, file=file)
+        unpack_optimiser(self.optimiser, self.names, "optimiser.", tensors)
+        self.step = int(about["step"])
+
+
+def make_method(parts: Parts) -> Method:
+    """The method that a configuration names."""
+    match parts.config.train.method:
+        case "l2l":
+            from l2l.methods.l2l import L2L
+
+            return L2L(parts)
+        case "supervised":
+            from l2l.methods.supervised import Supervised
+
+            return Supervised(parts)
+        case other:
+            raise InputError(f"method {other} does not train")
+
+
+def train(
+    config: Config, out: Path | str, *, resume: bool = False, progress: Progress | None = None,
+    stop_after: int | None = None,
+) -> Path:
+    """Train a method and leave a run directory.
+
+    Args:
+        out: the run directory: `config.json`, `split.json`, `metrics.jsonl`, `checkpoint.safetensors`, `about.json`.
+        resume: go on from the checkpoint in `out`, if there is one.
+        progress: called with (step, steps, last logs).
+        stop_after: leave after so many steps in all, as if cut off (for tests and for work in pieces).
+
+    Raises:
+        InputError: for a user's mistake; `NonFiniteLoss` if the loss is not a number.
+    """
+    out = Path(out)
+    if (out / CONFIG).exists():
+        if not resume:
+            raise InputError("there is a run here already; add --resume to go on with it, or choose another folder", file=out)
+        if Config.load(out / CONFIG).hash() != config.hash():
+            raise InputError("the run here has another configuration; resume it as it was or choose another folder", file=out)
+    prepared = prepare(config)
+    out.mkdir(parents=True, exist_ok=True)
+    prepared.split.save(out / SPLIT)
+    prepared.bad.write(out / "skipped.jsonl")
+    (out / ABOUT).write_text(json.dumps(_about(config, prepared), indent=1) + "\n", encoding="utf-8")
+    config.save(out / CONFIG)
+    if config.train.method == "prior_only":
+        return out
+
+    run = Run.start(config, prepared)
+    if resume and (out / CHECKPOINT).exists():
+        run.load(out)
+    _cut_metrics(out / METRICS, run.step)
+    probe = Probe.draw(run.parts, prepared.truth, prepared.truth_known)
+    steps = config.train.steps
+    with (out / METRICS).open("a", encoding="utf-8") as log:
+        began, first = time.perf_counter(), run.step
+        while run.step < steps and (stop_after is None or run.step < stop_after):
+            logs = train_step(run)
+            seconds = (time.perf_counter() - began) / (run.step - first)
+            if run.step % 10 == 0 or run.step == steps:
+                _write(log, {"step": run.step, **logs})
+            if probe is not None and (run.step % config.train.probe_every == 0 or run.step == steps):
+                rple = getattr(run.method.extra, "decide", None) and run.method.extra
+                _write(log, {"step": run.step, "probe": measure(probe.judged(run.parts, rple), probe.truth)})
+            if run.step % config.train.save_every == 0 or run.step == steps:
+                log.flush()
+                run.save(out)
+            if progress:
+                progress(run.step, steps, {**logs, "seconds": seconds})
+    return out
+
+
+def train_step(run: Run) -> dict[str, float]:
+    """One optimiser step; everything random in it is a function of the seed and the step."""
+    config, step = run.config, run.step
+    torch.manual_seed(seed_of(config.train.seed, "step", step) % 2**63)
+    for group in run.optimiser.param_groups:
+        group["lr"] = group["peak"] * schedule(step, config.train.steps)
+    run.parts.network.train()
+    loss, logs = run.method.step(step)
+    if not math.isfinite(float(loss)):
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in logs.items())
+        raise NonFiniteLoss(f"the loss is {float(loss)} at step {step} (batch {step} of seed {config.train.seed}): {shown}")
+    run.optimiser.zero_grad()
+    loss.backward()
+    for module in (run.parts.network.segmenter, run.parts.network.sesm, run.method.extra):
+        if any(True for _ in module.parameters()):
+            nn.utils.clip_grad_norm_(module.parameters(), config.train.clip)
+    run.optimiser.step()
+    follow(run.parts.teacher, run.parts.network, step=step, decay=config.train.ema)
+    run.step += 1
+    return {"loss": float(loss), **logs}
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the peak learning rate: up in 5 % of the steps, then down a cosine to 2 %."""
+    warm = max(1, round(0.05 * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def load_run(folder: Path | str) -> tuple[Config, Network | None, nn.Module, dict[str, Any]]:
+    """A finished (or unfinished) run's configuration, teacher, policy (an empty module where it has none), and `about`.
+
+    The network is `None` for `prior_only`. Raises `InputError` if this is no run or it is damaged.
+    """
+    from l2l.labelling.policy import AcceptancePolicy
+    from l2l.labelling.rple import Rple
+    from l2l.model.text import Vocabulary
+
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"no run here (there is no {CONFIG})", file=folder)
+    config = Config.load(folder / CONFIG)
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read it: {error}", file=folder / ABOUT) from error
+    Split.load(folder / SPLIT)
+    if config.train.method == "prior_only":
+        return config, None, nn.Module(), about
+    tensors, saved = load_tensors(folder / CHECKPOINT)
+    about["step"] = saved["step"]
+    network = build_network(config, Vocabulary(tuple(about["vocabulary"]))).eval().requires_grad_(False)
+    load_module(network, "teacher.", tensors, file=folder / CHECKPOINT)
+    extra: nn.Module = nn.Module()
+    if config.train.method == "l2l":
+        bands = ((0.0, 1.0),) * 3
+        extra = Rple(policy=AcceptancePolicy(words=config.model.text_width), bands=bands, memory=config.rple.memory)
+        load_module(extra, "extra.", tensors, file=folder / CHECKPOINT)
+        extra.eval().requires_grad_(False)
+    return config, network, extra, about
+
+
+def _about(config: Config, prepared: Prepared) -> dict[str, Any]:
+    """What was found: everything a reader of the run needs beside the configuration."""
+    pool = prepared.pool
+    return {
+        "hash": config.hash(), "data": prepared.dataset.name, "fingerprint": prepared.dataset.fingerprint(),
+        "split_hash": prepared.split.hash, "labelled_images": len(prepared.split.images),
+        "images": len(pool.images), "refs": len(pool.samples), "labelled_refs": int(pool.labelled.sum()),
+        "pairs": len(pool), "pairs_with_prior": int(pool.present.sum()),
+        "prior": prepared.prior.name if prepared.prior else "", "skipped": len(prepared.bad.found),
+        "prior_simulated": bool(prepared.prior and prepared.prior.simulated),
+        "precision": str(choose_precision(config)).removeprefix("torch."), "torch": torch.__version__,
+        "vocabulary": list(prepared.vocabulary.words),
+    }  # fmt: skip
+
+
+def _write(log: Any, value: dict[str, Any]) -> None:
+    log.write(json.dumps(value) + "\n")
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Forget what was logged after the checkpoint: those steps will be taken again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            break  # cut off in the middle of a line
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

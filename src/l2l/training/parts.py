@@ -1,0 +1,102 @@
+"""What every method works with: the tables, the networks, and the rows it may see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from l2l.config import Config
+from l2l.data.augment import draw_geometry
+from l2l.data.streams import Stream, generator
+from l2l.model.network import Network
+from l2l.proposals.proposal import Proposals
+from l2l.training.pool import Batch, Pool
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The same for every method of a benchmark."""
+
+    config: Config
+    pool: Pool
+    """All training pairs; masks only of the labelled refs."""
+    network: Network
+    """The student."""
+    teacher: Network
+    """Its slow mean."""
+    precision: torch.dtype
+    """bfloat16 or float32, what autocast uses."""
+    _streams: dict[object, Stream] = field(default_factory=dict)
+
+    @property
+    def labelled_refs(self) -> Tensor:
+        """(N,) refs whose masks may be used."""
+        return self.pool.labelled.nonzero()[:, 0]
+
+    def refs_at(self, name: str, step: int, batch: int, refs: Tensor) -> Tensor:
+        """Rows of one step: refs from an infinite stream, one random sentence each (the field's protocol)."""
+        chosen = self.rows_at(name, step, batch, refs)
+        table, counts = self._sentences()
+        pick = torch.rand(batch, generator=generator(self.config.train.seed, name, "sentence", step))
+        return table[chosen, (pick * counts[chosen]).long()]
+
+    def rows_at(self, name: str, step: int, batch: int, rows: Tensor) -> Tensor:
+        """`batch` members of `rows` from an infinite stream of that name."""
+        key = (name, len(rows), int(rows[0]))
+        if key not in self._streams:
+            self._streams[key] = Stream(rows, batch, self.config.train.seed, name)
+        return self._streams[key].at(step)
+
+    def weak(self, rows: Tensor, name: str, step: int, *, swap: float = 0.0, drop: float = 0.0) -> Batch:
+        """A weak view of some rows, with some priors swapped or dropped."""
+        rng = generator(self.config.train.seed, name, "view", step)
+        view = draw_geometry(self.pool.mirrorable[rows], rng, least=self.config.train.zoom)
+        swapped = torch.rand(len(rows), generator=rng) < swap
+        kept = torch.rand(len(rows), generator=rng) >= drop
+        batch = self.pool.batch(rows, view=view, swap=swapped if swap else None)
+        if not drop:
+            return batch
+        old = batch.proposals
+        present = old.present & kept
+        soft = torch.where(present[:, None, None], old.soft, 0.5)
+        new = Proposals(soft, old.score * present, present)
+        return Batch(batch.rows, batch.image, batch.tokens, new, batch.mask)
+
+    def rng(self, name: str, step: int) -> torch.Generator:
+        """A generator for this purpose at this step."""
+        return generator(self.config.train.seed, name, step)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the network's passes."""
+        kind = self.config.train.device.split(":")[0]
+        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+
+    def _sentences(self) -> tuple[Tensor, Tensor]:
+        if "sentences" not in self.__dict__:
+            counts = torch.tensor([len(rows) for rows in self.pool.pairs_of])
+            table = torch.zeros(len(counts), int(counts.max()), dtype=torch.int64)
+            for ref, rows in enumerate(self.pool.pairs_of):
+                table[ref, : len(rows)] = torch.tensor(rows)
+            self.__dict__["sentences"] = (table, counts)
+        return self.__dict__["sentences"]
+
+
+class Method(Protocol):
+    """One method, one file: what happens in a step."""
+
+    extra: nn.Module
+    """Its own modules (a policy, say): trained, saved and resumed with the network; may be empty."""
+
+    def __init__(self, parts: Parts) -> None: ...
+
+    def learning_rates(self) -> Mapping[str, float]:
+        """Peak learning rate of `segmenter`, `sesm` and `extra`."""
+        ...
+
+    def step(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Loss to go down, and what to log."""
+        ...

@@ -1,0 +1,131 @@
+"""From a configuration to the tables a run works on; deterministic, so a resumed run rebuilds the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from l2l.config import Config, DataConfig
+from l2l.data.augment import mirror_sentence
+from l2l.data.read import DataSet, read
+from l2l.data.splits import Split, draw
+from l2l.data.streams import seed_of
+from l2l.errors import BadRecords, InputError
+from l2l.model.network import Network
+from l2l.model.text import Vocabulary
+from l2l.proposals.bank import PriorBank, read_priors, soft_maps
+from l2l.sample import Sample
+from l2l.training.pool import Pool, build_pool, grid_size, shrink_mask
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` makes."""
+
+    dataset: DataSet
+    split: Split
+    vocabulary: Vocabulary
+    pool: Pool
+    """Training pairs: masks of the labelled refs only."""
+    truth: Tensor
+    """uint8 (refs, h, w): masks of the *unlabelled* refs where the data set has them, for measuring only. No method sees
+    this; the report needs it for its curves."""
+    truth_known: Tensor
+    """(refs,) bool."""
+    prior: PriorBank | None
+    bad: BadRecords
+
+
+def read_data(config: DataConfig) -> DataSet:
+    """The data set a configuration names."""
+    return read(
+        config.data, images=Path(config.images) if config.images else None, refs=config.refs or None,
+        skip_bad=config.skip_bad, scenes_count=config.scenes_count, scenes_seed=config.scenes_seed,
+    )  # fmt: skip
+
+
+def prepare(config: Config) -> Prepared:
+    """Read, split, build the tables.
+
+    Raises:
+        InputError: for anything wrong with the data, the split, the rate or the priors.
+    """
+    data = config.data
+    bad = BadRecords(skip=data.skip_bad)
+    dataset = read_data(data)
+    bad.found.extend(dataset.bad)
+    if data.split_file:
+        split = Split.load(Path(data.split_file))
+        split.check(dataset)
+    else:
+        split = draw(dataset.samples, data.rate, config.train.seed, data=dataset.name)
+    labelled, unlabelled = split.apply(dataset.samples)
+    if not labelled:
+        raise InputError("the split labels no image of this data set", file=data.split_file or None)
+    known = {sample.id: sample for sample in dataset.split("train")}
+    if data.unlabelled:
+        more = read(data.unlabelled, skip_bad=data.skip_bad)
+        bad.found.extend(more.bad)
+        unlabelled += [_renamed(dataclasses.replace(one, targets=None, split="train")) for one in more.samples]
+    samples = labelled + unlabelled
+    sentences = [sentence for sample in samples for sentence in sample.sentences]
+    vocabulary = Vocabulary.build([*sentences, *filter(None, map(mirror_sentence, sentences))])
+    size = (data.height, data.width)
+    pool = build_pool(samples, vocabulary, size=size, words=data.words)
+    prior = None
+    if data.prior:
+        prior = read_priors(data.prior, samples, bad=bad)
+        pool = pool.with_proposals(*soft_maps(prior.priors, pool.images, pool.image_of, grid_size(size)))
+    truth = torch.zeros_like(pool.masks)
+    truth_known = torch.zeros_like(pool.labelled)
+    for ref, sample in enumerate(samples):
+        original = known.get(sample.id)
+        if sample.targets is None and original is not None and original.targets is not None:
+            truth[ref], truth_known[ref] = shrink_mask(original.mask(), grid_size(size)), True
+    return Prepared(dataset, split, vocabulary, pool, truth, truth_known, prior, bad)
+
+
+def build_network(config: Config, vocabulary: Vocabulary) -> Network:
+    """The compact network, weights drawn from the seed."""
+    from l2l.labelling.sesm import SESM
+    from l2l.model.segmenter import Segmenter
+    from l2l.model.text import CompactText
+    from l2l.model.vision import CompactEncoder
+
+    model = config.model
+    torch.manual_seed(seed_of(config.train.seed, "weights") % 2**63)
+    segmenter = Segmenter(
+        vision=CompactEncoder(channels=model.channels, depths=model.depths),
+        text=CompactText(
+            vocabulary_size=len(vocabulary), width=model.text_width, length=config.data.words, depth=model.text_depth
+        ),
+        words=model.text_width, width=model.width, context=model.context,
+    )  # fmt: skip
+    network = Network(segmenter=segmenter, sesm=SESM(width=model.width, words=model.text_width))
+    return network.to(device=config.train.device, memory_format=torch.channels_last)
+
+
+def choose_precision(config: Config) -> torch.dtype:
+    """bf16 where it is asked for, or where the processor multiplies it in hardware; float32 otherwise."""
+    wanted = config.train.precision
+    if wanted != "auto":
+        return torch.bfloat16 if wanted == "bf16" else torch.float32
+    if config.train.device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = config.train.device == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    try:
+        fast = fast and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _renamed(sample: Sample) -> Sample:
+    """Ids of the additional pairs must not meet those of the data set."""
+    return dataclasses.replace(
+        sample, id=f"extra-{sample.id}", sentence_ids=tuple(f"extra-{one}" for one in sample.sentence_ids)
+    )

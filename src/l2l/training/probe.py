@@ -1,0 +1,158 @@
+"""The probe: how good are the pseudo-labels right now, measured on a fixed set of unlabelled pairs whose truth is known.
+
+Nothing here flows back into training. The numbers are the yardsticks of L2L's own figure "Temporal evolution of
+pseudo-supervision quality", with coverage and foreground precision beside the accuracy, since background is easy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l2l.data.augment import strong_view
+from l2l.data.streams import generator
+from l2l.labelling.policy import State, observe
+from l2l.labelling.rple import Rple
+from l2l.model.network import Network
+from l2l.training.losses import hard_iou
+from l2l.training.parts import Parts
+from l2l.training.pool import Batch, normalise
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Pairs with their pseudo-labels; N of them, maps at stride 4."""
+
+    proposal: Tensor
+    """P (N, h, w) in [0, 1]."""
+    q: Tensor
+    """The teacher's own prediction without the prior, probabilities."""
+    fused: Tensor
+    """The fused proposal, probabilities."""
+    guided: Tensor
+    """The teacher's prediction with guidance, probabilities."""
+    cells: Tensor | None
+    """Probability of acceptance per cell; `None` without a policy."""
+    samples: Tensor | None
+    """Probability of acceptance per sample."""
+    rho: Tensor
+    """Reliability of the prior, (N,) in [0, 1]."""
+    expected: Tensor
+    """Expected IoU of the fused proposal, (N,) in [0, 1]."""
+    present: Tensor
+    """(N,) bool."""
+
+    @property
+    def accepted(self) -> Tensor:
+        """What is believed, as weights (N, h, w): the product of both decisions."""
+        assert self.cells is not None and self.samples is not None
+        return self.cells * self.samples[:, None, None]
+
+
+@torch.no_grad()
+def judge(
+    network: Network, rple: Rple | None, batches: list[Batch], *, autocast: torch.autocast, seed: int = 0
+) -> Judged:
+    """Run teacher, SESM and policy over batches as they are (no weak view); the strong view is drawn from `seed`."""
+    from l2l.labelling.policy import expected_iou
+
+    parts: dict[str, list[Tensor]] = {}
+    for number, batch in enumerate(batches):
+        with autocast:
+            answer = network(normalise(batch.image), batch.tokens, batch.proposals)
+            elevated = answer.elevated
+            assert elevated is not None and answer.guided is not None
+            out = {
+                "proposal": batch.proposals.soft, "q": answer.q.sigmoid(), "fused": elevated.fused.sigmoid(),
+                "guided": answer.guided.sigmoid(), "rho": elevated.rho.sigmoid(), "present": batch.proposals.present,
+                "expected": expected_iou(elevated),
+            }  # fmt: skip
+            if rple is not None:
+                strong = strong_view(batch.image, generator(seed, "judge", number))
+                other = network(normalise(strong), batch.tokens).q
+        if rple is not None:
+            state: State = observe(
+                elevated, batch.proposals, answer.q, other, batch.image, answer.encoded.sentence
+            )
+            out["cells"], out["samples"] = rple.decide(state)
+        for name, value in out.items():
+            parts.setdefault(name, []).append(value.cpu())
+    joined = {name: torch.cat(values) for name, values in parts.items()}
+    return Judged(**{"cells": None, "samples": None, **joined})
+
+
+def threshold_precision(confidence: Tensor, label: Tensor, truth: Tensor, coverage: float) -> float:
+    """Precision of accepted foreground under the fixed threshold that accepts `coverage` of the foreground cells.
+
+    Args:
+        confidence: (N, h, w), the higher the surer. label, truth: bool (N, h, w).
+    """
+    sure = confidence[label]
+    right = truth[label].float()
+    if not len(sure):
+        return 0.0
+    count = max(1, round(coverage * len(sure)))
+    return float(right[sure.argsort(descending=True, stable=True)[:count]].mean())
+
+
+def measure(judged: Judged, truth: Tensor) -> dict[str, float]:
+    """The yardsticks. truth: bool (N, h, w).
+
+    `precision_at_own_coverage` ranks the cells by the policy and cuts where its mean acceptance lies, so that it meets
+    `threshold_best` (the best of three fixed confidence thresholds, picked with hindsight) at the same coverage.
+    """
+    label = judged.fused > 0.5
+    out = {
+        "iou_proposal": float(hard_iou((judged.proposal > 0.5) & judged.present[:, None, None], truth).mean()),
+        "iou_fused": float(hard_iou(label, truth).mean()),
+        "iou_model": float(hard_iou(judged.q > 0.5, truth).mean()),
+        "iou_guided": float(hard_iou(judged.guided > 0.5, truth).mean()),
+        "rho": float(judged.rho.mean()),
+    }
+    if judged.cells is None or judged.samples is None:
+        return out
+    accepted, right, front = judged.accepted, label == truth, label.float()
+    coverage = float((accepted * front).sum() / front.sum().clamp_min(1))
+    confidences = {
+        "fused": judged.fused, "model": judged.q,
+        "agreement": 1 - (judged.proposal - judged.q).abs(),
+    }  # fmt: skip
+    rivals = {name: threshold_precision(value, label, truth, coverage) for name, value in confidences.items()}
+    return out | {
+        "coverage": float(accepted.mean()),
+        "coverage_front": coverage,
+        "coverage_samples": float(judged.samples.mean()),
+        "accuracy_selected": float((accepted * right).sum() / accepted.sum().clamp_min(1e-6)),
+        "accuracy_all": float(right.float().mean()),
+        "precision_front": float((accepted * front * truth).sum() / (accepted * front).sum().clamp_min(1e-6)),
+        "precision_front_all": float((front * truth).sum() / front.sum().clamp_min(1)),
+        "precision_at_own_coverage": threshold_precision(accepted, label, truth, coverage),
+        "threshold_best": max(rivals.values()),
+        **{f"threshold_{name}": value for name, value in rivals.items()},
+    }
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fixed set of unlabelled pairs of the pool and their truth."""
+
+    rows: Tensor
+    truth: Tensor
+    """bool (N, h, w)."""
+
+    @classmethod
+    def draw(cls, parts: Parts, truth: Tensor, known: Tensor) -> Probe | None:
+        """`probe_pairs` random pairs whose truth is known; `None` if there are none."""
+        rows = known[parts.pool.ref_of].nonzero()[:, 0]
+        if not len(rows):
+            return None
+        order = torch.randperm(len(rows), generator=generator(parts.config.train.seed, "probe"))
+        rows = rows[order[: parts.config.train.probe_pairs]]
+        return cls(rows, truth[parts.pool.ref_of[rows]] > 127)
+
+    def judged(self, parts: Parts, rple: Rple | None, *, batch: int = 32) -> Judged:
+        """The pairs as teacher, SESM and policy see them now."""
+        batches = [parts.pool.batch(rows) for rows in self.rows.split(batch)]
+        return judge(parts.teacher, rple, batches, autocast=parts.autocast(), seed=parts.config.train.seed)

@@ -1,0 +1,24 @@
+"""The EMA teacher: the weights that label, predict and are kept."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+def make_teacher(student: nn.Module) -> nn.Module:
+    """A copy that takes no gradients and is always in evaluation mode."""
+    teacher = copy.deepcopy(student).eval()
+    return teacher.requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, *, step: int, decay: float) -> None:
+    """teacher <- d x teacher + (1 - d) x student with d = min(decay, (1 + step) / (10 + step)): quick at first."""
+    now = min(decay, (1 + step) / (10 + step))
+    mine = list(teacher.parameters())
+    torch._foreach_lerp_(mine, list(student.parameters()), 1 - now)
+    for kept, new in zip(teacher.buffers(), student.buffers(), strict=True):
+        kept.copy_(new)
