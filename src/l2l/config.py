@@ -38,6 +38,8 @@ class DataConfig:
     """Width the network sees, pixels."""
     words: int = 20
     """Longest sentence, words; longer ones are cut."""
+    scenes_world: str = "home"
+    """Which world of `scenes`: `home`, or `away`, the one the embedded grounder knows."""
     scenes_count: int = 1000
     """Pictures of `scenes`; a tenth of them is the split `val`."""
     scenes_seed: int = 0

@@ -38,7 +38,9 @@ class Rle:
     @classmethod
     def from_runs(cls, height: int, width: int, runs: list[int]) -> Rle:
         """From COCO's uncompressed form: run lengths, zeros first. Raises `InputError` unless they fill the mask."""
-        mask = cls(height, width, _pack([int(run) for run in runs]))
+        if any(type(run) is not int for run in runs):
+            raise InputError("RLE runs are whole numbers")
+        mask = cls(height, width, _pack(runs))
         mask.runs()
         return mask
 
@@ -46,15 +48,19 @@ class Rle:
     def from_coco(cls, value: dict) -> Rle:
         """From COCO's `{"size": [h, w], "counts": str | bytes | list}`. Raises `InputError` if the runs do not fit."""
         try:
-            height, width = (int(side) for side in value["size"])
+            height, width = value["size"]
             counts = value["counts"]
+            if isinstance(counts, bytes):
+                counts = counts.decode("ascii")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("an RLE mask needs size [height, width] and counts") from error
+        if type(height) is not int or type(width) is not int or not isinstance(counts, (str, list)):
+            raise InputError("an RLE mask needs size [height, width] in whole numbers and counts")
         if height < 1 or width < 1 or height * width > 2**31:
             raise InputError(f"an RLE mask of {height} x {width} pixels")
         if isinstance(counts, list):
             return cls.from_runs(height, width, counts)
-        mask = cls(height, width, counts.decode("ascii") if isinstance(counts, bytes) else str(counts))
+        mask = cls(height, width, counts)
         mask.runs()
         return mask
 

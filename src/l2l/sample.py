@@ -84,4 +84,4 @@ def pair_key(image: str, sentence: str) -> str:
 
     `image` is the image's path relative to its data set, or its `scenes:` address, so that a store can move with its data.
     """
-    return hashlib.blake2b(f"{image}\n{sentence}".encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(f"{image}\n{sentence}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

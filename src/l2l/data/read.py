@@ -66,6 +66,7 @@ def read(
     skip_bad: bool = False,
     scenes_count: int = 1000,
     scenes_seed: int = 0,
+    scenes_world: str = "home",
 ) -> DataSet:
     """Read a data set by what is there.
 
@@ -75,8 +76,9 @@ def read(
         images: the picture folder, if it is not where the format puts it.
         refs: which `refs(*).p` of a REFER folder that has several.
         skip_bad: set bad records aside (`DataSet.bad`) instead of stopping at the first.
-        scenes_count: how many samples to draw.
+        scenes_count: how many pictures to draw.
         scenes_seed: the seed to draw them from.
+        scenes_world: `home` or `away`.
 
     Raises:
         InputError: if there is no data set, if it holds no usable record, or for a bad record unless `skip_bad`.
@@ -84,7 +86,8 @@ def read(
     if str(data) == "scenes":
         from l2l.data.scenes import world_samples
 
-        return DataSet("scenes", tuple(world_samples(scenes_count, scenes_seed)))
+        name = "scenes" if scenes_world == "home" else f"scenes ({scenes_world})"
+        return DataSet(name, tuple(world_samples(scenes_count, scenes_seed, world=scenes_world)))
     path = Path(data)
     bad = BadRecords(skip=skip_bad)
     name = path.resolve().name

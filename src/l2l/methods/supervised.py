@@ -38,8 +38,8 @@ class Supervised:
                 x.proposals if parts.pool.present.any() else None,
             )  # fmt: skip
         loss_q = segmentation_loss(answer.q, x.mask).mean()
-        logs = {"loss_x": float(loss_q)}
+        logs = {"loss_x": loss_q.item()}
         if answer.guided is None:
             return loss_q, logs
         loss_m = segmentation_loss(answer.guided, x.mask).mean()
-        return loss_q + loss_m, {**logs, "loss_x_guided": float(loss_m)}
+        return loss_q + loss_m, {**logs, "loss_x_guided": loss_m.item()}

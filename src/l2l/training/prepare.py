@@ -45,6 +45,7 @@ def read_data(config: DataConfig) -> DataSet:
     return read(
         config.data, images=Path(config.images) if config.images else None, refs=config.refs or None,
         skip_bad=config.skip_bad, scenes_count=config.scenes_count, scenes_seed=config.scenes_seed,
+        scenes_world=config.scenes_world,
     )  # fmt: skip
 
 

@@ -1,0 +1,206 @@
+"""Scores of a run on a split, at the pictures' own resolution, with the prior, without it, and the prior alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from l2l.config import Config
+
+from l2l.errors import BadRecords, InputError
+from l2l.metrics import Scores, iou, overlap, summarise
+from l2l.model.network import Network
+from l2l.model.text import Vocabulary
+from l2l.proposals.bank import PriorBank, read_priors, soft_maps
+from l2l.sample import Sample
+from l2l.training.loop import load_run
+from l2l.training.pool import Pool, build_pool, grid_size, normalise
+from l2l.training.prepare import choose_precision, read_data
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """One image-sentence pair of a split."""
+
+    id: str
+    intersection: int
+    union: int
+    score: float
+    """What the model thinks its IoU is, in [0, 1]."""
+
+    @property
+    def iou(self) -> float:
+        return float(iou(np.array(self.intersection), np.array(self.union)))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one way to answer one split."""
+
+    method: str
+    """`l2l`, `supervised`, ... or `prior alone`."""
+    data: str
+    split: str
+    prior: str
+    """Whose prior was given at inference; empty for none."""
+    prior_simulated: bool
+    scores: Scores
+    pairs: tuple[PairScore, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        rows = [[one.id, one.intersection, one.union, round(one.score, 4)] for one in self.pairs]
+        return {
+            "method": self.method, "data": self.data, "split": self.split, "prior": self.prior,
+            "prior_simulated": self.prior_simulated, "scores": self.scores.to_json(), "pairs": rows,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Evaluation:
+        """The inverse of `to_json`."""
+        pairs = tuple(PairScore(str(key), int(inter), int(union), float(score)) for key, inter, union, score in value["pairs"])
+        scores = summarise([one.intersection for one in pairs], [one.union for one in pairs])
+        return cls(value["method"], value["data"], value["split"], value["prior"], value["prior_simulated"], scores, pairs)
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Logits (h, w) -> boolean mask of `size` (H, W): bilinear, then cut at 0."""
+    wide = F.interpolate(logits[None, None].float(), size=size, mode="bilinear", align_corners=False)
+    return (wide[0, 0] > 0).numpy()
+
+
+def prepare_split(
+    samples: Sequence[Sample], config: Config, vocabulary: Vocabulary, prior: str, *, bad: BadRecords | None = None
+) -> tuple[Pool, PriorBank | None]:
+    """Tables of some samples, with their priors if `prior` names a store or a file."""
+    size = (config.data.height, config.data.width)
+    pool = build_pool(samples, vocabulary, size=size, words=config.data.words, labelled=False)
+    if not prior:
+        return pool, None
+    bank = read_priors(prior, samples, bad=bad)
+    return pool.with_proposals(*soft_maps(bank.priors, pool.images, pool.image_of, grid_size(size))), bank
+
+
+@torch.no_grad()
+def answers(
+    network: Network, pool: Pool, config: Config, *, prior: bool, batch: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(rows, logits (B, h, w), expected IoU (B,)) of all pairs of a pool, in order."""
+    kind, precision = config.train.device.split(":")[0], choose_precision(config)
+    for rows in torch.arange(len(pool)).split(batch):
+        x = pool.batch(rows)
+        with torch.autocast(kind, torch.bfloat16, enabled=precision == torch.bfloat16):
+            answer = network(normalise(x.image), x.tokens, x.proposals)
+        assert answer.elevated is not None
+        if prior:
+            logits, reliability = answer.guided, torch.maximum(answer.elevated.rho, answer.elevated.kappa)
+        else:
+            logits, reliability = answer.q, answer.elevated.kappa
+        assert logits is not None
+        yield rows, logits.cpu(), reliability.sigmoid().cpu()
+        if progress:
+            progress(int(rows[-1]) + 1, len(pool))
+
+
+def prior_answers(pool: Pool, *, batch: int = 256) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The prior alone: P cut at 0.5, nothing where there is no prior; its own score."""
+    for rows in torch.arange(len(pool)).split(batch):
+        x = pool.batch(rows).proposals
+        logits = torch.where(x.present[:, None, None], torch.logit(x.soft, 1e-4), -9.0)
+        yield rows, logits, x.score
+
+
+def score_pairs(pool: Pool, results: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[PairScore, ...]:
+    """Compare each answer with the truth at the picture's own size; each mask is decoded once."""
+    ids, out = pool.ids, []
+    at, truth = -1, np.zeros((1, 1), bool)
+    for rows, logits, scores in results:
+        for row, logit, score in zip(rows.tolist(), logits, scores.tolist(), strict=True):
+            ref = int(pool.ref_of[row])
+            if ref != at:
+                at, truth = ref, pool.samples[ref].mask()
+            inter, union = overlap(upsample(logit, pool.samples[ref].size), truth)
+            out.append(PairScore(ids[row], inter, union, score))
+    return tuple(out)
+
+
+def evaluate(
+    run: Path | str, *, data: str | Path | None = None, split: str = "val", prior: str | Path | None = None,
+    no_prior: bool = False, images: Path | None = None, refs: str | None = None, save: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Evaluation]:
+    """Score a run on a split.
+
+    With a prior (the run's own unless another is named) two rows come back, the run with the prior and the prior alone;
+    with `no_prior`, or for a run that never had one, the run by itself. JSON goes to `RUN/evaluations/`.
+
+    Raises:
+        InputError: if the run, the data, the split or the prior is not there.
+    """
+    config, network, _, about = load_run(run)
+    if data is None:
+        dataset = read_data(config.data)
+    else:
+        own = dataclasses.replace(
+            config.data, data=str(data), images=str(images or ""), refs=refs or "",
+        )  # fmt: skip
+        dataset = read_data(own)
+    samples = [sample for sample in dataset.split(split) if sample.targets is not None]
+    if not samples:
+        raise InputError(f"split {split} has no masks to compare with", file=dataset.root)
+    where = "" if no_prior else str(prior or config.data.prior)
+    if network is None and not where:
+        raise InputError("this run is the prior alone: name a prior with --prior", file=run)
+    bad = BadRecords(skip=config.data.skip_bad)
+    pool, bank = prepare_split(samples, config, Vocabulary(tuple(about["vocabulary"])), where, bad=bad)
+    name, simulated = (bank.name, bank.simulated) if bank else ("", False)
+
+    def made(method: str, pairs: tuple[PairScore, ...]) -> Evaluation:
+        scores = summarise([one.intersection for one in pairs], [one.union for one in pairs])
+        return Evaluation(method, dataset.name, split, name, simulated, scores, pairs)
+
+    out = []
+    if network is not None:
+        results = answers(network, pool, config, prior=bank is not None, progress=progress)
+        out.append(made(config.train.method, score_pairs(pool, results)))
+    if bank is not None:
+        out.append(made("prior alone", score_pairs(pool, prior_answers(pool))))
+    if save:
+        for one in out:
+            _save(Path(run), one)
+    return out
+
+
+def _save(run: Path, one: Evaluation) -> None:
+    how = "prior" if one.prior else "no-prior"
+    kind = "prior-alone" if one.method == "prior alone" else how
+    folder = run / "evaluations"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{one.data}-{one.split}-{kind}.json"
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(one.to_json()) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def table(rows: Sequence[tuple[str, Scores]]) -> str:
+    """Scores as aligned text, in percent."""
+    names = ["mIoU", "oIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9"]
+    wide = max([len(name) for name, _ in rows] + [6])
+    lines = [" " * wide + "".join(f"{name:>8}" for name in names) + f"{'n':>8}"]
+    for name, scores in rows:
+        flat = scores.to_json()
+        lines.append(f"{name:<{wide}}" + "".join(f"{100 * flat[key]:8.2f}" for key in names) + f"{scores.n:8d}")
+    return "\n".join(lines)
+
+
