@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2l.config import Config
-
 from l2l.errors import BadRecords, InputError
 from l2l.metrics import Scores, iou, overlap, summarise
 from l2l.model.network import Network
@@ -68,9 +67,10 @@ class Evaluation:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Evaluation:
         """The inverse of `to_json`."""
-        pairs = tuple(PairScore(str(key), int(inter), int(union), float(score)) for key, inter, union, score in value["pairs"])
+        pairs = tuple(PairScore(str(key), int(a), int(b), float(score)) for key, a, b, score in value["pairs"])
         scores = summarise([one.intersection for one in pairs], [one.union for one in pairs])
-        return cls(value["method"], value["data"], value["split"], value["prior"], value["prior_simulated"], scores, pairs)
+        named = {name: value[name] for name in ("method", "data", "split", "prior", "prior_simulated")}
+        return cls(**named, scores=scores, pairs=pairs)
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> np.ndarray:

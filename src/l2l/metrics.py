@@ -1,4 +1,4 @@
-"""The field's metrics. mIoU is the mean over samples (called gIoU by LISA-style code), oIoU = cIoU the ratio of sums."""
+"""The field's metrics. mIoU is the mean over samples (gIoU in LISA-style code), oIoU = cIoU the ratio of sums."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Rle:
         return {"size": [self.height, self.width], "counts": self.counts}
 
     def runs(self) -> np.ndarray:
-        """Run lengths, zeros first, column-major. Raises `InputError` unless they are sane and fill the mask exactly."""
+        """Run lengths, zeros first, column-major. Raises `InputError` unless they fill the mask exactly."""
         runs = _unpack(self.counts)
         if any(run < 0 for run in runs) or sum(runs) != self.height * self.width:
             raise InputError(f"RLE runs do not fill a mask of {self.height} x {self.width}")

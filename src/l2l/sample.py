@@ -82,6 +82,6 @@ class Sample:
 def pair_key(image: str, sentence: str) -> str:
     """A name for an image-sentence pair that does not depend on ids: 32 hex digits of blake2b over both texts.
 
-    `image` is the image's path relative to its data set, or its `scenes:` address, so that a store can move with its data.
+    `image` is the image's path relative to its data set, or its `scenes:` address, so a store can move with its data.
     """
     return hashlib.blake2b(f"{image}\n{sentence}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _SIDES = {"left": "right", "right": "left"}
-_SIDE = re.compile(r"\b(left|right)(?=(most|hand|ward|wards|side|er)?\b|-)", re.IGNORECASE)
+_SIDE = re.compile(r"\b([Ll]eft|LEFT|[Rr]ight|RIGHT)(?=(?i:most|hand|ward|wards|side|er)?\b|-)")
+_ANY_SIDE = re.compile(r"left|right", re.IGNORECASE)
 _NOT_A_SIDE = re.compile(
     r"\bright\s+(next|behind|beside|in\s+front|above|below|under|there|here|at|after|before|by|near|now|angle)\b"
     r"|\b(all|alright|that's)\s+right\b|\bleft\s+(over|behind|alone|out)\b|\bleftover|\bbright\w*\b|\bupright\b",
@@ -31,7 +32,7 @@ def mirror_sentence(sentence: str) -> str | None:
     """The sentence that is true of the mirrored picture, or `None` where we cannot be sure.
 
     Left and right change places. Sentences with writing, digits, clock hands, compass points, abbreviated sides or a
-    "right" that is not a side are not mirrored at all.
+    "right" that is not a side (or would be none: "left next to the bus") are not mirrored at all.
 
     Example:
         >>> mirror_sentence("the leftmost cup, right of the plate")
@@ -39,16 +40,21 @@ def mirror_sentence(sentence: str) -> str | None:
         >>> mirror_sentence("man right behind the bus") is None
         True
     """
-    harmless = re.sub(r"\b(up|b)right(est|er|ly)?\b", "", sentence, flags=re.IGNORECASE)
-    if _HANDED.search(harmless) or _NOT_A_SIDE.search(harmless):
-        return None
 
     def swap(match: re.Match[str]) -> str:
         word = match.group(1)
         other = _SIDES[word.lower()]
         return other.upper() if word.isupper() and len(word) > 1 else other.capitalize() if word[0].isupper() else other
 
-    return _SIDE.sub(swap, sentence)
+    mirrored = _SIDE.sub(swap, sentence)
+    return mirrored if _is_safe(sentence) and _is_safe(mirrored) else None
+
+
+def _is_safe(sentence: str) -> bool:
+    """Whether each side is a word that can be swapped ("topleft" is not) and nothing reads differently in a mirror."""
+    harmless = re.sub(r"\b(up|b)right(est|er|ly)?\b", "", sentence, flags=re.IGNORECASE)
+    strange = (_HANDED.search(harmless), _NOT_A_SIDE.search(harmless), _ANY_SIDE.search(_SIDE.sub("", harmless)))
+    return not any(strange)
 
 
 @dataclass(frozen=True, slots=True)

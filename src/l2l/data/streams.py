@@ -1,4 +1,4 @@
-"""Infinite streams of rows. A batch is a function of (seed, name, step): nothing to save, nothing to replay on resume."""
+"""Infinite streams of rows. A batch is a function of (seed, name, step): nothing to save, nothing to replay."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What accepting a pixel is worth. Pure functions; every reward is separable over pixels, so credit is local.
 
-A reward map r (B, h, w) means: accepting pixel p of sample b is worth r[b, p], refusing it is worth nothing. A sample is
-worth the sum of its accepted pixels.
+A reward map r (B, h, w) means: accepting pixel p of sample b is worth r[b, p], refusing it is worth nothing. A sample
+is worth the sum of its accepted pixels.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def boundary(label: Tensor) -> Tensor:
 def weights(label: Tensor, truth: Tensor | None = None, *, background: float = 0.1, edge: float = 0.5) -> Tensor:
     """How much each cell counts, (B, h, w), summing to 1 in each sample.
 
-    A cell of the foreground of `label` (or of `truth`, where known) counts 1, a cell of the background `background`, and
-    a cell at a boundary `1 + edge` times as much: background is easy, objects and their outlines are what labels are for.
+    A cell of the foreground of `label` (or of `truth`, where known) counts 1, a cell of the background `background`,
+    and a cell at a boundary `1 + edge` times as much: background is easy, objects and outlines are what labels are for.
     """
     object_ = label if truth is None else label | truth
     count = torch.where(object_, 1.0, background) * (1 + edge * boundary(object_).float())

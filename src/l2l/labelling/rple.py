@@ -1,14 +1,14 @@
 """RPLE, reinforced pseudo-label exploration: which pixels to believe, learned by policy gradient.
 
-It is a bandit: one state, one action, one reward. So REINFORCE with a leave-one-out baseline over K sampled actions, and
-nothing else: no critic, no clipping, no advantage estimation over time (all of which answer questions not asked here).
+It is a bandit: one state, one action, one reward. So REINFORCE with a leave-one-out baseline over K sampled actions,
+and nothing else: no critic, no clipping, no advantage estimation over time (they answer questions not asked here).
 
 Two things make it hold where a plain version dies:
 - Credit is local. The reward is separable over pixels, so each pixel has its own advantage and the sample its own,
   instead of one sum for hundreds of decisions.
 - Coverage is guaranteed, not hoped for. The policy is projected on the set of policies whose mean acceptance lies in a
   band. For a field of Bernoullis the KL projection on a mean is a shift shared by all logits; its implicit gradient
-  subtracts the constraint's multiplier from every reward, so the policy spends its gradient on *which*, not on *how many*.
+  subtracts the constraint's multiplier from every reward, so the policy spends its gradient on *which*, not *how many*.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def policy_gradient(
 ) -> Outcome:
     """REINFORCE with K = `count` sampled actions per sample and a leave-one-out baseline.
 
-    The objective is E[sum_p a_p r_p] for the cells of a sample (given that it is looked at) plus E[a_s sum_p a_p r_p] for
-    the sample's own decision. Unbiased: `tests/test_rple.py` checks it against enumeration of all actions.
+    The objective is E[sum_p a_p r_p] for the cells of a sample (given that it is looked at) plus E[a_s sum_p a_p r_p]
+    for the sample's own decision. Unbiased: `tests/test_rple.py` checks it against enumeration of all actions.
 
     Args:
         cells: logits (B, h, w). samples: logits (B,). reward: (B, h, w), see `labelling.reward`.
@@ -119,6 +119,9 @@ class Rple(nn.Module):
         bands: (low, high) mean acceptance of samples, of foreground cells, of background cells.
         memory: how many recent samples the mean acceptance of samples is taken over.
     """
+
+    recent: Tensor
+    shift: Tensor
 
     def __init__(self, *, policy: AcceptancePolicy, bands: Sequence[tuple[float, float]], memory: int = 256):
         super().__init__()

@@ -1,8 +1,8 @@
 """SESM, the self-evolving segmentation module: prior and model in, fused proposal, guidance and reliability out.
 
 It starts as the identity on the proposal and has to earn each departure: the gate between prior and model opens with
-what the two reliabilities (rho of the prior, kappa of the model's own prediction) say, and the pixel correction starts at
-zero. It evolves because the model's prediction Q does. It can overrule the prior: where rho is small, Q speaks.
+what the two reliabilities (rho of the prior, kappa of the model's own prediction) say, and the pixel correction starts
+at zero. It evolves because the model's prediction Q does. It can overrule the prior: where rho is small, Q speaks.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class SESM(nn.Module):
         mixed = share * log_prior + (1 - share) * log_model
         fused = mixed + self._correction(encoded, log_prior, log_model, soft, model, gate, rho)
         trust = rho.sigmoid() * present
-        # What is fused is learned from held-out labels alone (losses on `fused`, `rho`, `kappa`), never through guidance:
+        # What is fused is learned from held-out labels alone (losses on `fused`, `rho`, `kappa`), not through guidance:
         # on images the segmenter has memorised, Q would look infallible.
         guidance = self.guide(encoded.maps, soft * present[:, None, None], fused.sigmoid().detach(), trust.detach())
         return Elevated(fused, rho, kappa, gate, guidance)

@@ -1,9 +1,9 @@
 """Learning to Label: the closed loop of prior, SESM, RPLE and segmenter, one step at a time.
 
-Labelled images are of two kinds. The segmenter learns from one; the other (the held-out fold) is, to the segmenter, just
-more unlabelled pairs, so what the teacher says of them is as good or bad as what it says of the pool. From these labels
-SESM learns how far to trust whom, and the policy learns which pixels to believe. Late in the run (`sesm.release`) the
-segmenter gets them too, and SESM and the policy rest.
+Labelled images are of two kinds. The segmenter learns from one; the other (the held-out fold) is, to the segmenter,
+just more unlabelled pairs, so what the teacher says of them is as good or bad as what it says of the pool. From these
+labels SESM learns how far to trust whom, and the policy learns which pixels to believe. Late in the run
+(`sesm.release`) the segmenter gets them too, and SESM and the policy rest.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ class L2L:
         }  # fmt: skip
 
     def _policy_loss(
-        self, step: int, h: Batch, u: Batch, state: State, cells: Tensor, samples: Tensor, teacher: Answer, burning: bool
+        self, step: int, h: Batch, u: Batch, state: State, cells: Tensor, samples: Tensor, teacher: Answer,
+        burning: bool,
     ) -> tuple[Tensor, dict[str, float]]:
         """REINFORCE on the held-out labels, plus agreement and one-step utility on the unlabelled pairs."""
         config = self.parts.config
@@ -168,7 +169,7 @@ class L2L:
 
 
 def make_folds(parts: Parts) -> list[Tensor]:
-    """Refs of the labelled images, dealt into folds by image. One image alone is its own fold and is also learned from."""
+    """Refs of the labelled images, dealt into folds by image. One image alone is its own fold, and learned from."""
     refs = parts.labelled_refs
     images = parts.pool.image_of[torch.tensor([parts.pool.pairs_of[ref][0] for ref in refs.tolist()])]
     names = images.unique()

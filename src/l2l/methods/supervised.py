@@ -16,7 +16,7 @@ from l2l.training.pool import normalise
 
 
 class Supervised:
-    """Cross-entropy and dice on the labelled pairs; as many pairs a step as the other methods pass gradients through."""
+    """Cross-entropy and dice on the labelled pairs; as many pairs a step as other methods pass gradients through."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts

@@ -19,38 +19,40 @@ def coordinates(height: int, width: int, *, device: torch.device, dtype: torch.d
 
 
 class PixelWordAttention(nn.Module):
-    """Each pixel asks the words, and is multiplied by what they answer (LAVT's pixel-word attention module).
+    """Each pixel asks the words, and what they answer scales and shifts it.
+
+    LAVT's pixel-word attention (arXiv 2112.02244, section 3.2) multiplies only; with a shift as well (FiLM, arXiv
+    1709.07871, one for each pixel) a network that starts from nothing learns to read attributes much sooner.
 
     Args:
         width: channels of the pixels.
         words: channels of a word.
+        reach: side of the convolution that the answer modulates.
         heads: attention heads.
     """
 
-    def __init__(self, *, width: int, words: int, heads: int = 4):
+    def __init__(self, *, width: int, words: int, reach: int = 3, heads: int = 4):
         super().__init__()
         self.heads = heads
-        inner = min(width, 96) // heads * heads
+        inner = max(min(width, 96) // heads * heads, heads)
         self.norm = ChannelNorm(width)
         self.place = nn.Conv2d(6, width, 1)
         self.query = nn.Conv2d(width, inner, 1)
         self.keyvalue = nn.Linear(words, 2 * inner)
-        self.answer = nn.Conv2d(inner, width, 1)
-        self.pixel = nn.Conv2d(width, width, 1)
+        self.scale, self.shift = nn.Conv2d(inner, width, 1), nn.Conv2d(inner, width, 1)
+        self.pixel = nn.Conv2d(width, width, reach, padding=reach // 2)
         self.out = nn.Conv2d(width, width, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, words: Tensor, real: Tensor) -> Tensor:
         """x (B, C, H, W), words (B, L, D), real (B, L) bool -> what to add to x, same shape."""
-        batch, _, height, width = x.shape
+        height, width = x.shape[2:]
         x = self.norm(x) + self.place(coordinates(height, width, device=x.device, dtype=x.dtype))
         query = self.query(x).flatten(2).transpose(1, 2)  # (B, HW, I)
         key, value = self.keyvalue(words).chunk(2, dim=-1)  # (B, L, I)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
-        answer = attend(query, key, value, real)
-        answer = answer.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (height, width))
-        return self.out(F.gelu(self.pixel(x)) * self.answer(answer))
+        told = attend(query, key, value, real).transpose(1, 2).flatten(2)  # (B, HW, I)
+        answer = told.transpose(1, 2).unflatten(2, (height, width))  # (B, I, H, W)
+        return self.out(F.relu(self.pixel(x) * (1 + self.scale(answer)) + self.shift(answer)))
 
 
 class SceneWordContext(nn.Module):

@@ -1,7 +1,7 @@
 """Guidance: what the fused proposal tells each stage of the segmenter.
 
 After the per-stage guidance of the same group's SAM3-Adapter, G_k = MLP_up(GELU(MLP_k(sum_j w_j F_j))) with MLP_up
-shared and w_j learned. Ours also sees the maps it is to pass on (proposal, fused proposal) and a token: the mean feature
+shared and w_j learned. Ours also sees the maps it is to pass on (proposal, fused proposal) and a token: mean feature
 under the fused proposal, with each pixel's likeness to it.
 """
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,7 +49,9 @@ class Segmenter(nn.Module):
         super().__init__()
         self.vision, self.text, self.width = vision, text, width
         channels = vision.channels
-        self.attention = nn.ModuleList(PixelWordAttention(width=c, words=words) for c in channels)
+        self.attention = nn.ModuleList(
+            PixelWordAttention(width=c, words=words, reach=3 if stage else 1) for stage, c in enumerate(channels)
+        )
         self.context = nn.ModuleList(
             SceneWordContext(width=c, words=words, depth=depth)
             for c, depth in zip(channels[1:], context, strict=True)

@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of a (B, C, H, W) map: no batch statistics, so teacher and student see the same net."""
+    """Layer norm over the channels of a (B, C, H, W) map: no batch statistics, so teacher and student are one net."""
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Block(nn.Module):
-    """x + conv(relu(norm(conv(x)))), the second convolution starting at zero."""
+    """x + conv(relu(norm(conv(x)))), the second convolution starting small."""
 
     def __init__(self, width: int):
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm = ChannelNorm(width)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
+        nn.init.normal_(self.second.weight, std=0.5 * self.second.weight[0].numel() ** -0.5)
         nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Priors from a file: what any tool wrote as JSON lines.
 
-One line per pair: `{"image": "images/0001.jpg", "expression": "white blouse", "boxes": [[x0, y0, x1, y1]], "scores": [0.8]}`.
-Boxes are absolute pixels of the picture, unless the line says `"normalised": true`. `points`, `mask` (COCO RLE), `head`,
-`attributes`, `relations` and `source` may be there. A line without boxes, points and mask says "no prior".
+One line per pair: `{"image": "images/1.jpg", "expression": "blouse", "boxes": [[x0, y0, x1, y1]], "scores": [0.8]}`.
+Boxes are absolute pixels of the picture, unless the line says `"normalised": true`. `points`, `mask` (COCO RLE),
+`head`, `attributes`, `relations` and `source` may be there. A line without boxes, points and mask says "no prior".
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Precomputed:
             raise InputError(f"cannot read the prior file: {error}", file=self.path) from error
         self._digest = f"{seed_of(text):016x}"
         sources = set()
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON strings may hold U+2028
             if not line.strip():
                 continue
             try:
                 value = json.loads(line)
-                sentence = value.get("expression", value.get("sentence"))
+                sentence = value["expression"] if "expression" in value else value["sentence"]
                 self._lines[self._place(str(value["image"])), str(sentence)] = (number, value)
                 sources.add(str(value.get("source", "")))
             except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
@@ -66,7 +66,7 @@ class Precomputed:
         return self._digest
 
     def answer(self, pairs: Sequence[tuple[Sample, str]]) -> list[Prior]:
-        """One prior per pair; an empty one with a note where the file has no line for it, or a bad one that is skipped."""
+        """One prior per pair; an empty one with a note where the file has no line for it, or a bad one."""
         return [self._one(sample, sentence) for sample, sentence in pairs]
 
     def _one(self, sample: Sample, sentence: str) -> Prior:
@@ -86,7 +86,8 @@ def read_line(value: dict[str, Any], size: tuple[int, int]) -> Prior:
         boxes = [[float(side) for side in box] for box in value.get("boxes") or ()]
         scores = [float(score) for score in value.get("scores") or [0.5] * len(boxes)]
         points = [[float(side) for side in point] for point in value.get("points") or ()]
-    except (TypeError, ValueError) as error:
+        attributes, relations = (tuple(map(str, value.get(name) or ())) for name in ("attributes", "relations"))
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"not a prior: {error}") from error
     if any(not math.isfinite(score) for score in scores):
         raise InputError("a score that is not finite")
@@ -101,7 +102,7 @@ def read_line(value: dict[str, Any], size: tuple[int, int]) -> Prior:
         scores=tuple(min(max(scores[at], 0.0), 1.0) for at in order),
         points=tuple((x / width, y / height) for x, y in points),
         mask=Rle.from_coco(value["mask"]) if value.get("mask") else None,
-        head=str(value.get("head", "")),
-        attributes=tuple(map(str, value.get("attributes", ()))),
-        relations=tuple(map(str, value.get("relations", ()))),
+        head=str(value.get("head") or ""),
+        attributes=attributes,
+        relations=relations,
     )

@@ -1,4 +1,4 @@
-"""The `Prior` record: what a frozen model says of one image and one sentence. It can be wrong, and it can be nothing."""
+"""The `Prior` record: what a frozen model says of one image and one sentence. It can be wrong, or nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Prior:
     def __post_init__(self) -> None:
         if len(self.scores) != len(self.boxes):
             raise InputError(f"{len(self.scores)} scores for {len(self.boxes)} boxes")
-        for number in (*(side for box in self.boxes for side in box), *self.scores, *(c for p in self.points for c in p)):
+        sides = (side for part in (*self.boxes, *self.points) for side in part)
+        for number in (*sides, *self.scores):
             if not math.isfinite(number):
                 raise InputError("a number that is not finite")
             if not 0 <= number <= 1:
@@ -85,7 +86,7 @@ class Prior:
                 relations=tuple(str(word) for word in value.get("relations", ())),
                 note=str(value.get("note", "")),
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise error if isinstance(error, InputError) else InputError(f"not a prior: {error}") from error
 
 
@@ -117,8 +118,10 @@ def from_pixels(box: Sequence[float], size: tuple[int, int], *, least: float = 0
 class Source(Protocol):
     """A frozen model that answers pairs; `priors.grounder`, `priors.precomputed` and `priors.simulated` are some."""
 
-    name: str
-    """Shown wherever its numbers are shown."""
+    @property
+    def name(self) -> str:
+        """Shown wherever its numbers are shown."""
+        ...
 
     def fingerprint(self) -> str:
         """What the answers depend on besides image and sentence: weights, prompt, options. Part of the store's key."""

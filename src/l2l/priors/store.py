@@ -45,7 +45,8 @@ class PriorStore:
             self._db = sqlite3.connect(file if create else f"file:{file.resolve()}?mode=ro", uri=not create)
             if create:
                 self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.execute("CREATE TABLE IF NOT EXISTS prior (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+                columns = "key TEXT PRIMARY KEY, value TEXT NOT NULL"
+                self._db.execute(f"CREATE TABLE IF NOT EXISTS prior ({columns}) WITHOUT ROWID")
                 self._db.execute("CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
             self._db.execute("SELECT key FROM prior LIMIT 1").fetchall()
 
@@ -66,7 +67,8 @@ class PriorStore:
         mine = {"name": source.name, "fingerprint": source.fingerprint()}
         already = self.about()
         if already and already != mine:
-            raise InputError(f"this store holds priors of {already.get('name')}; give {source.name} its own", file=self.path)
+            whose = already.get("name")
+            raise InputError(f"this store holds priors of {whose}; give {source.name} its own", file=self.path)
         with self._damage(), self._db:
             self._db.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", mine.items())
 

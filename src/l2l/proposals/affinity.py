@@ -27,8 +27,8 @@ def box_kernel(boxes: Tensor, height: int, width: int, *, soft: float = 0.08) ->
         boxes: (N, 4) shares of the picture, x0 y0 x1 y1. soft: width of the fall at the box's sides, as a share of it.
 
     Returns:
-        kernel (N, height, width) in [0, 1]: a rounded box, about 0.5 at its outline; around (N, height, width) in [0, 1]:
-        how much each cell counts as background, all outside the box, the more the nearer.
+        kernel (N, height, width) in [0, 1]: a rounded box, about 0.5 at its outline; around (N, height, width) in
+        [0, 1]: how much each cell counts as background, all outside the box, the more the nearer.
     """
     y = ((torch.arange(height) + 0.5) / height).to(boxes)[None, :, None]
     x = ((torch.arange(width) + 0.5) / width).to(boxes)[None, None, :]

@@ -16,14 +16,20 @@ from l2l.errors import InputError
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors and a JSON header, atomically: a reader sees the old file or the new one, never half of one."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(kept, part, metadata={"l2l": json.dumps(about)})
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        save_file(kept, part, metadata={"l2l": json.dumps(about)})
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except SafetensorError as error:  # no space, most likely
+        raise InputError(f"cannot write the checkpoint: {error}", file=path) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

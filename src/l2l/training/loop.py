@@ -17,6 +17,7 @@ from l2l.config import Config
 from l2l.data.splits import Split
 from l2l.data.streams import seed_of
 from l2l.errors import InputError
+from l2l.labelling.rple import Rple
 from l2l.model.network import Network
 from l2l.training.checkpoint import load_module, load_tensors, pack_optimiser, save_tensors, unpack_optimiser
 from l2l.training.parts import Method, Parts
@@ -122,9 +123,9 @@ def train(
     out = Path(out)
     if (out / CONFIG).exists():
         if not resume:
-            raise InputError("there is a run here already; add --resume to go on with it, or choose another folder", file=out)
+            raise InputError("there is a run here already; add --resume to go on, or choose another folder", file=out)
         if Config.load(out / CONFIG).hash() != config.hash():
-            raise InputError("the run here has another configuration; resume it as it was or choose another folder", file=out)
+            raise InputError("the run here has another configuration; resume it as it was or go elsewhere", file=out)
     prepared = prepare(config)
     out.mkdir(parents=True, exist_ok=True)
     prepared.split.save(out / SPLIT)
@@ -148,7 +149,7 @@ def train(
             if run.step % 10 == 0 or run.step == steps:
                 _write(log, {"step": run.step, **logs})
             if probe is not None and (run.step % config.train.probe_every == 0 or run.step == steps):
-                rple = getattr(run.method.extra, "decide", None) and run.method.extra
+                rple = run.method.extra if isinstance(run.method.extra, Rple) else None
                 _write(log, {"step": run.step, "probe": measure(probe.judged(run.parts, rple), probe.truth)})
             if run.step % config.train.save_every == 0 or run.step == steps:
                 log.flush()
@@ -168,7 +169,7 @@ def train_step(run: Run) -> dict[str, float]:
     loss, logs = run.method.step(step)
     if not math.isfinite(float(loss)):
         shown = ", ".join(f"{name} {value:.3g}" for name, value in logs.items())
-        raise NonFiniteLoss(f"the loss is {float(loss)} at step {step} (batch {step} of seed {config.train.seed}): {shown}")
+        raise NonFiniteLoss(f"the loss is {float(loss)} at step {step} (seed {config.train.seed}): {shown}")
     run.optimiser.zero_grad()
     loss.backward()
     for module in (run.parts.network.segmenter, run.parts.network.sesm, run.method.extra):
@@ -194,7 +195,6 @@ def load_run(folder: Path | str) -> tuple[Config, Network | None, nn.Module, dic
     The network is `None` for `prior_only`. Raises `InputError` if this is no run or it is damaged.
     """
     from l2l.labelling.policy import AcceptancePolicy
-    from l2l.labelling.rple import Rple
     from l2l.model.text import Vocabulary
 
     folder = Path(folder)

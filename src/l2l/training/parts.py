@@ -88,8 +88,10 @@ class Parts:
 class Method(Protocol):
     """One method, one file: what happens in a step."""
 
-    extra: nn.Module
-    """Its own modules (a policy, say): trained, saved and resumed with the network; may be empty."""
+    @property
+    def extra(self) -> nn.Module:
+        """Its own modules (a policy, say): trained, saved and resumed with the network; may be empty."""
+        ...
 
     def __init__(self, parts: Parts) -> None: ...
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from l2l.config import Config, DataConfig
 from l2l.data.augment import mirror_sentence
 from l2l.data.read import DataSet, read
+from l2l.data.readable import readable
 from l2l.data.splits import Split, draw
 from l2l.data.streams import seed_of
 from l2l.errors import BadRecords, InputError
@@ -32,8 +33,8 @@ class Prepared:
     pool: Pool
     """Training pairs: masks of the labelled refs only."""
     truth: Tensor
-    """uint8 (refs, h, w): masks of the *unlabelled* refs where the data set has them, for measuring only. No method sees
-    this; the report needs it for its curves."""
+    """uint8 (refs, h, w): masks of the *unlabelled* refs where the data set has them, for measuring only. No method
+    sees this; the report needs it for its curves."""
     truth_known: Tensor
     """(refs,) bool."""
     prior: PriorBank | None
@@ -72,7 +73,7 @@ def prepare(config: Config) -> Prepared:
         more = read(data.unlabelled, skip_bad=data.skip_bad)
         bad.found.extend(more.bad)
         unlabelled += [_renamed(dataclasses.replace(one, targets=None, split="train")) for one in more.samples]
-    samples = labelled + unlabelled
+    samples = readable(labelled + unlabelled, bad) if data.skip_bad else labelled + unlabelled
     sentences = [sentence for sample in samples for sentence in sample.sentences]
     vocabulary = Vocabulary.build([*sentences, *filter(None, map(mirror_sentence, sentences))])
     size = (data.height, data.width)
@@ -107,7 +108,7 @@ def build_network(config: Config, vocabulary: Vocabulary) -> Network:
         words=model.text_width, width=model.width, context=model.context,
     )  # fmt: skip
     network = Network(segmenter=segmenter, sesm=SESM(width=model.width, words=model.text_width))
-    return network.to(device=config.train.device, memory_format=torch.channels_last)
+    return network.to(config.train.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def choose_precision(config: Config) -> torch.dtype:

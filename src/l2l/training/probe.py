@@ -1,4 +1,4 @@
-"""The probe: how good are the pseudo-labels right now, measured on a fixed set of unlabelled pairs whose truth is known.
+"""The probe: how good are the pseudo-labels right now, on a fixed set of unlabelled pairs whose truth is known.
 
 Nothing here flows back into training. The numbers are the yardsticks of L2L's own figure "Temporal evolution of
 pseudo-supervision quality", with coverage and foreground precision beside the accuracy, since background is easy.
@@ -80,7 +80,7 @@ def judge(
         for name, value in out.items():
             parts.setdefault(name, []).append(value.cpu())
     joined = {name: torch.cat(values) for name, values in parts.items()}
-    return Judged(**{"cells": None, "samples": None, **joined})
+    return Judged(cells=joined.pop("cells", None), samples=joined.pop("samples", None), **joined)
 
 
 def threshold_precision(confidence: Tensor, label: Tensor, truth: Tensor, coverage: float) -> float:

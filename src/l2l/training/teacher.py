@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
-def make_teacher(student: nn.Module) -> nn.Module:
+def make_teacher(student: Module) -> Module:
     """A copy that takes no gradients and is always in evaluation mode."""
     teacher = copy.deepcopy(student).eval()
     return teacher.requires_grad_(False)
@@ -18,7 +21,7 @@ def make_teacher(student: nn.Module) -> nn.Module:
 def follow(teacher: nn.Module, student: nn.Module, *, step: int, decay: float) -> None:
     """teacher <- d x teacher + (1 - d) x student with d = min(decay, (1 + step) / (10 + step)): quick at first."""
     now = min(decay, (1 + step) / (10 + step))
-    mine = list(teacher.parameters())
+    mine: list[Tensor] = list(teacher.parameters())
     torch._foreach_lerp_(mine, list(student.parameters()), 1 - now)
     for kept, new in zip(teacher.buffers(), student.buffers(), strict=True):
         kept.copy_(new)

@@ -1,0 +1,365 @@
+"""The command line. Every command is also a function of the package; here is only what turns words into arguments.
+
+Nothing heavy is imported before a command runs: `l2l --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from l2l.errors import InputError
+
+if TYPE_CHECKING:
+    from l2l.config import Config
+    from l2l.data.read import DataSet
+
+_AGAIN = "; the same command goes on where this one stopped"
+RESUMES = {"train": "; go on from its last checkpoint with --resume", "demo": _AGAIN, "label": _AGAIN, "prior": _AGAIN}
+DATA_HELP = "a folder (REFER layout or metadata.jsonl), a .jsonl of pairs, or the word scenes"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"l2l: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 fine, 1 `data check` found problems, 2 a mistake, 130 interrupted."""
+    try:
+        args = parser().parse_args(argv)
+        code = args.run(args)
+        sys.stdout.flush()
+        return int(code or 0)
+    except SystemExit as stop:  # argparse
+        return stop.code if isinstance(stop.code, int) else 2
+    except InputError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader had enough, as in `l2l ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
+    except KeyboardInterrupt:
+        print(f"l2l: interrupted{RESUMES.get(args.command, '')}", file=sys.stderr)
+        return 130
+
+
+def _fail(reason: str) -> int:
+    print(f"l2l: error: {' '.join(reason.split())}", file=sys.stderr)
+    return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    from l2l import __version__
+
+    top = Parser(prog="l2l", description="Referring expression segmentation from few masks: Learning to Label.")
+    top.add_argument("--version", action="version", version=f"l2l {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    one = _command(commands, "demo", _demo, "supervised, prior alone and L2L on drawn scenes, in minutes",
+                   "l2l demo --out demo")  # fmt: skip
+    one.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where everything goes (demo)")
+    one.add_argument("--steps", type=int, metavar="N", help="optimiser steps of each method")
+
+    data = commands.add_parser("data", help="look at, draw and split data sets", description="Data sets.")
+    kinds = data.add_subparsers(dest="kind", required=True, metavar="COMMAND", parser_class=Parser)
+    one = _command(kinds, "check", _data_check, "what is in a data set and what is wrong with it; exits 1 on problems",
+                   "l2l data check refcoco --refs unc --deep")  # fmt: skip
+    one.add_argument("data", metavar="PATH", help=DATA_HELP)
+    _where(one)
+    _scenes(one)
+    one.add_argument("--deep", action="store_true", help="decode every picture and compare their bytes")
+    one.add_argument("--skip-bad", action="store_true", help="records that training would set aside are no problem")
+
+    one = _command(kinds, "scenes", _data_scenes, "write the embedded world as a REFER set",
+                   "l2l data scenes my-scenes --count 200 --seed 0")  # fmt: skip
+    one.add_argument("out", type=Path, metavar="OUT", help="folder")
+    one.add_argument("--count", type=int, required=True, metavar="N", help="pictures; every tenth is of split val")
+    one.add_argument("--seed", type=int, default=0, metavar="S", help="which pictures (0)")
+    one.add_argument("--unlabelled-share", type=float, default=0.5, metavar="SHARE",
+                     help="of the train pictures, how many come as pairs without masks (0.5)")  # fmt: skip
+
+    one = _command(kinds, "split", _data_split, "draw which train images are labelled, into a file to keep",
+                   "l2l data split refcoco --rate 0.05 --seed 0 --out refcoco-5.json")  # fmt: skip
+    one.add_argument("data", metavar="DATA", help=DATA_HELP)
+    one.add_argument("--rate", type=float, default=0.05, help="share of the train images (0.05)")
+    one.add_argument("--seed", type=int, default=0, help="which of them (0)")
+    one.add_argument("--out", type=Path, required=True, metavar="FILE", help="the split file")
+    _where(one)
+    _scenes(one)
+    one.add_argument("--skip-bad", action="store_true", help="set bad records aside")
+
+    one = _command(commands, "prior", _prior, "ask a frozen model about every pair, once",
+                   "l2l prior refcoco --source precomputed --file answers.jsonl --out priors")  # fmt: skip
+    one.add_argument("data", metavar="DATA", help=DATA_HELP)
+    one.add_argument("--source", choices=["grounder", "simulated", "precomputed"], default="grounder",
+                     help="whose answers (grounder)")  # fmt: skip
+    one.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the prior store")
+    one.add_argument("--file", type=Path, metavar="PRIORS.jsonl", help="the answers (precomputed)")
+    one.add_argument("--accuracy", type=float, default=0.7, help="chance of the right object (simulated; 0.7)")
+    one.add_argument("--seed", type=int, default=0, help="of the draws (simulated; 0)")
+    one.add_argument("--unlabelled", type=Path, metavar="FILE", help="JSONL file of further pairs")
+    _where(one)
+    _scenes(one)
+    one.add_argument("--skip-bad", action="store_true", help="set bad records aside, in STORE/skipped.jsonl")
+
+    one = _command(commands, "train", _train, "train a method and leave a run directory",
+                   "l2l train --data refcoco --prior priors --method l2l --rate 0.05 --out runs/a")  # fmt: skip
+    one.add_argument("--data", help=DATA_HELP)
+    one.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
+    one.add_argument("--method", help="l2l, supervised or prior_only (l2l)")
+    one.add_argument("--rate", type=float, help="share of the train images whose masks are used (0.05)")
+    one.add_argument("--seed", type=int, help="of the label split, the weights, the streams and the views (0)")
+    one.add_argument("--split-file", metavar="FILE", help="a split made with `l2l data split`")
+    one.add_argument("--prior", metavar="STORE|FILE", help="a prior store or a JSONL file of priors")
+    one.add_argument("--unlabelled", metavar="FILE", help="JSONL file of further pairs without masks")
+    _where(one)
+    _scenes(one)
+    one.add_argument("--steps", type=int, metavar="N", help="optimiser steps (1000)")
+    one.add_argument("--size", metavar="HxW", help="what the network sees, pixels (96x96)")
+    one.add_argument("--resume", action="store_true", help="go on with the run in RUN; its settings are known")
+    one.add_argument("--skip-bad", action="store_true", default=None,
+                     help="set bad records aside, in RUN/skipped.jsonl")  # fmt: skip
+    one.add_argument("--set", action="append", default=[], metavar="SECTION.SETTING=VALUE",
+                     help="any setting of config.json; may be repeated")  # fmt: skip
+    one.add_argument("--device", help="torch device (cpu)")
+
+    one = _command(commands, "evaluate", _evaluate, "scores of a run on a split, beside the prior alone",
+                   "l2l evaluate runs/a --data refcoco --split testA")  # fmt: skip
+    _run_and_prior(one)
+    one.add_argument("--split", default="val", help="which split (val)")
+    one.add_argument("--json", action="store_true", help="print JSON")
+
+    one = _command(commands, "predict", _predict, "the pixels that a sentence means in one picture",
+                   'l2l predict runs/a street.jpg "left black shoe" --out mask.png --overlay over.png')  # fmt: skip
+    one.add_argument("run_folder", metavar="RUN", help="the run's folder")
+    one.add_argument("image", metavar="IMAGE", help="a picture")
+    one.add_argument("sentence", metavar="SENTENCE", help="what is meant")
+    one.add_argument("--out", type=Path, required=True, metavar="MASK.png", help="8-bit grey PNG, 255 what is meant")
+    one.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"),
+                     help="where something points, pixels; it may be wrong")  # fmt: skip
+    one.add_argument("--overlay", type=Path, metavar="OVER.png", help="also draw the mask over the picture")
+
+    one = _command(commands, "label", _label, "masks with scores for every unlabelled pair",
+                   "l2l label runs/a --out labels")  # fmt: skip
+    _run_and_prior(one)
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for labels.jsonl")
+    one.add_argument("--unlabelled", type=Path, metavar="FILE", help="JSONL file of further pairs")
+    one.add_argument("--skip-bad", action="store_true", help="set bad records aside, in DIR/skipped.jsonl")
+    one.add_argument("--all", action="store_true", help="the labelled pairs too")
+
+    one = _command(commands, "report", _report, "one page on a run, or on several side by side",
+                   "l2l report runs/l2l --beside runs/supervised --out report.html")  # fmt: skip
+    one.add_argument("run_folder", metavar="RUN", help="the run's folder")
+    one.add_argument("--beside", action="append", default=[], metavar="RUN", help="another run; may be repeated")
+    one.add_argument("--out", type=Path, metavar="FILE", help="the page (RUN/report.html)")
+    return top
+
+
+def _command(parent: Any, name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:
+    one: argparse.ArgumentParser = parent.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example: {example}"
+    )
+    one.set_defaults(run=run)
+    return one
+
+
+def _where(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--images", type=Path, metavar="DIR", help="where the pictures are, if not in the usual place")
+    one.add_argument("--refs", metavar="NAME", help="which refs(*).p, where there are several: unc, umd, google")
+
+
+def _scenes(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--count", type=int, metavar="N", help="for scenes: pictures (1000)")
+    one.add_argument("--scenes-seed", type=int, metavar="S", help="for scenes: which pictures (0)")
+
+
+def _run_and_prior(one: argparse.ArgumentParser) -> None:
+    one.add_argument("run_folder", metavar="RUN", help="the run's folder")
+    one.add_argument("--data", help=f"{DATA_HELP}; the run's own if not given")
+    _where(one)
+    which = one.add_mutually_exclusive_group()
+    which.add_argument("--prior", metavar="STORE|FILE", help="another prior than the run's own")
+    which.add_argument("--no-prior", action="store_true", help="the network alone")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from l2l.demo import demo
+
+    demo(args.out, args.steps)
+
+
+def _read(args: argparse.Namespace, *, skip_bad: bool) -> DataSet:
+    from l2l.data.read import read
+
+    world = {"scenes_count": args.count, "scenes_seed": args.scenes_seed}
+    given = {name: value for name, value in world.items() if value is not None}
+    return read(args.data, images=args.images, refs=args.refs, skip_bad=skip_bad, **given)
+
+
+def _data_check(args: argparse.Namespace) -> int:
+    from l2l.data.check import check, render
+
+    dataset = _read(args, skip_bad=True)
+    aside = dataset.bad if args.skip_bad else ()
+    report = check(dataclasses.replace(dataset, bad=() if aside else dataset.bad), deep=args.deep)
+    print(render(report))
+    if aside:
+        print(f"\nset aside: {len(aside):,}", *(f"  {bad.file}, {bad.record}: {bad.reason}" for bad in aside), sep="\n")
+    return 1 if report.problems else 0
+
+
+def _data_scenes(args: argparse.Namespace) -> None:
+    from l2l.data.scene_set import write_scenes
+
+    known, unknown = write_scenes(args.out, count=args.count, seed=args.seed, unlabelled_share=args.unlabelled_share)
+    print(f"{args.out}: {args.count} pictures, {known} records with masks" + (
+        f", {unknown} without, in {args.out / 'unlabelled.jsonl'}" if unknown else ""))  # fmt: skip
+
+
+def _data_split(args: argparse.Namespace) -> None:
+    from l2l.data.splits import draw
+
+    dataset = _read(args, skip_bad=args.skip_bad)
+    split = draw(dataset.samples, args.rate, args.seed, data=dataset.name)
+    split.save(args.out)
+    print(f"{args.out}: {len(split.images)} labelled images, hash {split.hash}")
+
+
+def _prior(args: argparse.Namespace) -> None:
+    from l2l.priors.make import make_priors
+    from l2l.progress import Progress
+
+    dataset = _read(args, skip_bad=args.skip_bad)
+    with Progress("priors") as progress:
+        store = make_priors(
+            dataset, args.out, source=args.source, file=args.file, accuracy=args.accuracy, seed=args.seed,
+            unlabelled=args.unlabelled, skip_bad=args.skip_bad, progress=progress,
+        )  # fmt: skip
+    print(f"{args.out}: {len(store)} priors of {store.about()['name']}")
+    store.close()
+
+
+def _train(args: argparse.Namespace) -> None:
+    config = configure(args)
+    from l2l.config import Config
+    from l2l.progress import Progress
+    from l2l.training.checkpoint import load_tensors
+    from l2l.training.loop import CHECKPOINT, CONFIG, train
+
+    check_device(config.train.device)
+    run, steps = args.out, config.train.steps
+    if args.resume and (run / CHECKPOINT).exists() and Config.load(run / CONFIG).hash() == config.hash():
+        step = int(load_tensors(run / CHECKPOINT)[1]["step"])
+        if step >= steps:
+            print(f"{run}: finished already, {step} of {steps} steps; there is nothing to do")
+            return
+        print(f"{run}: going on from step {step} of {steps}")
+    with Progress(f"train {config.train.method}") as progress:
+        train(config, run, resume=args.resume, progress=progress)
+    print(f"{run}: {config.train.method}, run {config.hash()}; next: l2l evaluate {run}")
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """The configuration of `l2l train`: the defaults, or with --resume the run's own, changed by what is given."""
+    from l2l.config import Config
+    from l2l.training.loop import CONFIG
+
+    saved = args.out / CONFIG
+    resumed = args.resume and saved.exists()
+    config = Config.load(saved) if resumed else Config()
+    if args.data is None and not resumed:
+        raise InputError("--data is missing: what shall it be trained on?")
+    data = {
+        "data": args.data, "images": args.images and str(args.images), "refs": args.refs, "unlabelled": args.unlabelled,
+        "prior": args.prior, "rate": args.rate, "split_file": args.split_file, "scenes_count": args.count,
+        "scenes_seed": args.scenes_seed, "skip_bad": args.skip_bad,
+    }  # fmt: skip
+    if args.size is not None:
+        height, times, width = args.size.partition("x")
+        if not (times and height.isdecimal() and width.isdecimal()):
+            raise InputError(f"--size {args.size}: write height x width in pixels, as in 96x128")
+        data |= {"height": int(height), "width": int(width)}
+    train = {"seed": args.seed, "steps": args.steps, "device": args.device}
+    config = config.replace("data", **{name: value for name, value in data.items() if value is not None})
+    config = config.replace("train", **{name: value for name, value in train.items() if value is not None})
+    for assignment in [*([f"train.method={args.method}"] if args.method else []), *args.set]:
+        config = config.override(assignment)
+    return config
+
+
+def check_device(name: str) -> None:
+    """Raises `InputError` if torch cannot work there."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {name} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from l2l.evaluate import evaluate, table
+    from l2l.progress import Progress
+
+    with Progress("evaluate") as progress:
+        found = evaluate(
+            args.run_folder, data=args.data, split=args.split, prior=args.prior, no_prior=args.no_prior,
+            images=args.images, refs=args.refs, progress=progress,
+        )  # fmt: skip
+    if args.json:
+        print(json.dumps([{name: value for name, value in one.to_json().items() if name != "pairs"} for one in found]))
+        return
+    guided = [one.prior and one.method != "prior alone" for one in found]
+    names = [f"{one.method} + prior" if given else one.method for one, given in zip(found, guided, strict=True)]
+    print(f"{found[0].data}, split {found[0].split}, percent")
+    print(table([(name, one.scores) for name, one in zip(names, found, strict=True)]))
+    if found[0].prior:
+        warning = " (simulated: drawn from the true masks)" if found[0].prior_simulated else ""
+        print(f"prior: {found[0].prior}{warning}")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from l2l.predict import pixels, predict, save_mask, save_overlay
+
+    picture = pixels(args.image)
+    found = predict(args.run_folder, picture, args.sentence, box=args.box)
+    save_mask(found.mask, args.out)
+    if args.overlay:
+        save_overlay(picture, found.mask, args.overlay)
+    where = "nothing" if found.box is None else "box {} {} {} {}".format(*found.box)
+    print(f"{args.out}: {where}, {found.mask.mean():.2%} of the picture, expected IoU {found.score:.2f}")
+
+
+def _label(args: argparse.Namespace) -> None:
+    from l2l.label import label
+    from l2l.progress import Progress
+
+    with Progress("label") as progress:
+        path = label(
+            args.run_folder, args.out, data=args.data, prior=args.prior, no_prior=args.no_prior,
+            unlabelled=args.unlabelled, everything=args.all, skip_bad=args.skip_bad, images=args.images, refs=args.refs,
+            progress=progress,
+        )  # fmt: skip
+    about = json.loads((path.parent / "about.json").read_text(encoding="utf-8"))
+    print(f"{path}: {about['pairs']} pairs, {about['accepted']} accepted, mean expected IoU {about['mean_score']:.2f}")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from l2l.report import report
+
+    print(report(args.run_folder, beside=args.beside, out=args.out))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,269 @@
+"""Masks for all the pairs: what a run makes of every unlabelled pair, each with an honest score and a verdict.
+
+`labels.jsonl` grows batch by batch and can be killed at any moment: the next call cuts off what was half written, skips
+what is there, and ends with the same bytes as a call that was never cut off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2l.config import Config
+from l2l.data.augment import strong_view
+from l2l.data.images import digest
+from l2l.data.read import DataSet, read
+from l2l.data.readable import readable
+from l2l.data.refer import write_whole
+from l2l.data.splits import Split
+from l2l.data.streams import generator
+from l2l.errors import BadRecords, InputError
+from l2l.evaluate import prepare_split, upsample
+from l2l.labelling.policy import observe
+from l2l.labelling.rple import Rple
+from l2l.model.network import Network
+from l2l.model.text import Vocabulary
+from l2l.predict import tight_box
+from l2l.proposals.bank import PriorBank
+from l2l.rle import Rle
+from l2l.sample import Sample
+from l2l.training.loop import CHECKPOINT, SPLIT, load_run
+from l2l.training.pool import Pool, normalise
+from l2l.training.prepare import choose_precision, read_data
+
+LABELS, ABOUT, SKIPPED = "labels.jsonl", "about.json", "skipped.jsonl"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What the network and the policy say of some pairs; B of them."""
+
+    logits: Tensor
+    """(B, h, w)."""
+    score: Tensor
+    """Expected IoU, (B,) in [0, 1]."""
+    sample: Tensor | None
+    """Probability that the policy accepts the pair, (B,); `None` for a run without a policy."""
+    foreground: Tensor | None
+    """Mean acceptance of the cells of the mask, (B,); 0 where the mask is empty."""
+
+
+def label(
+    run: Path | str, out: Path | str, *, data: Path | str | None = None, prior: Path | str | None = None,
+    no_prior: bool = False, unlabelled: Path | str | None = None, everything: bool = False, skip_bad: bool = False,
+    images: Path | str | None = None, refs: str | None = None, batch: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Label every unlabelled pair of a data set with a run; see the module for what is written.
+
+    Unlabelled are the train pairs outside the run's split and the run's own additional pairs; of a data set that the
+    run was not trained on, the train pairs without a mask.
+
+    Args:
+        run: the run's folder.
+        out: folder for `labels.jsonl`, `about.json` and, with `skip_bad`, `skipped.jsonl`.
+        data: another data set than the run's own.
+        prior: a store or a file of priors, if not the run's own.
+        no_prior: let the network answer alone.
+        unlabelled: JSONL file of further pairs.
+        everything: label the labelled pairs as well.
+        skip_bad: set bad records aside rather than stop.
+        images: where the pictures of `data` are, if not in the usual place.
+        refs: which `refs(*).p` of `data`.
+        batch: pairs at a time; part of what makes two calls equal to the bit.
+
+    Returns:
+        The path of `labels.jsonl`.
+
+    Raises:
+        InputError: if something is not there or damaged, or `out` holds labels made with something else.
+    """
+    out, run = Path(out), Path(run)
+    config, network, extra, about = load_run(run)
+    if network is None:
+        raise InputError("this run is the prior alone; it has no network to label with", file=run)
+    bad = BadRecords(skip=skip_bad)
+    changed = dataclasses.replace(config.data, skip_bad=skip_bad)
+    if data is not None:
+        changed = dataclasses.replace(changed, data=str(data), images=str(images or ""), refs=refs or "")
+    dataset = read_data(changed)
+    own = dataset.fingerprint() == about["fingerprint"]
+    bad.found.extend(dataset.bad)
+    samples = to_label(dataset, Split.load(run / SPLIT) if own else None, everything)
+    named = (config.data.unlabelled if own else "", unlabelled or "")
+    for number, file in enumerate(dict.fromkeys(Path(one).resolve() for one in named if one)):
+        samples += _additional(file, "extra-" if number == 0 else f"extra{number + 1}-", bad)
+    if skip_bad:
+        samples = readable(samples, bad)
+    if not samples:
+        raise InputError("there is no unlabelled pair; --all labels the labelled ones too", file=dataset.root or data)
+    where = "" if no_prior else str(prior or config.data.prior)
+    pool, bank = prepare_split(samples, config, Vocabulary(tuple(about["vocabulary"])), where, bad=bad)
+
+    out.mkdir(parents=True, exist_ok=True)
+    bad.write(out / SKIPPED)
+    origin = _origin(run, about, dataset, pool, bank)
+    _check_origin(out, origin)
+    _write_json(out / ABOUT, {**origin, "finished": False})
+    done = _cut(out / LABELS, pool.ids)
+    _label_rest(out / LABELS, done, network, extra if isinstance(extra, Rple) else None, pool, config, bank is not None,
+                batch, progress)  # fmt: skip
+    _write_json(out / ABOUT, {**origin, "finished": True, **summary(out / LABELS), "skipped": len(bad.found)})
+    return out / LABELS
+
+
+def to_label(dataset: DataSet, split: Split | None, everything: bool) -> list[Sample]:
+    """The train pairs to label: those outside the split, or, without a split, those without a mask; or all of them."""
+    train = [sample for sample in dataset.samples if sample.split == "train"]
+    if not everything:
+        train = split.apply(train)[1] if split else [sample for sample in train if sample.targets is None]
+    return [dataclasses.replace(sample, targets=None) for sample in train]
+
+
+def _additional(file: Path, prefix: str, bad: BadRecords) -> list[Sample]:
+    """Further pairs, under ids that cannot meet those of the data set."""
+    more = read(file, skip_bad=bad.skip)
+    bad.found.extend(more.bad)
+    return [
+        dataclasses.replace(one, id=prefix + one.id, sentence_ids=tuple(prefix + key for key in one.sentence_ids),
+                            targets=None)  # fmt: skip
+        for one in more.samples
+    ]
+
+
+def _label_rest(
+    path: Path, done: int, network: Network, rple: Rple | None, pool: Pool, config: Config, prior: bool, batch: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Append what is missing. Batches are cut from the whole order, so a resumed call computes the same ones."""
+    ids, sentences = pool.ids, pool.sentences
+    with path.open("ab") as file:
+        for number, rows in enumerate(torch.arange(len(pool)).split(batch)):
+            if int(rows[-1]) < done:
+                continue
+            answer = answer_batch(network, rple, pool, rows, config, prior=prior, number=number)
+            lines = []
+            for place, row in enumerate(rows.tolist()):
+                if row >= done:
+                    sample = pool.samples[int(pool.ref_of[row])]
+                    line = _line(answer, place, sample, present=bool(pool.present[row]))
+                    lines.append({"id": ids[row], "image": sample.image, "sentence": sentences[row], **line})
+            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+            if progress:
+                progress(int(rows[-1]) + 1, len(pool))
+
+
+@torch.no_grad()
+def answer_batch(
+    network: Network, rple: Rple | None, pool: Pool, rows: Tensor, config: Config, *, prior: bool, number: int
+) -> Labelled:
+    """Mask, score and acceptance of some rows: guided by the prior if there is one, as `evaluate.answers` does it.
+
+    The policy compares with a strong view, which is drawn from the run's seed and the batch's `number`.
+    """
+    x = pool.batch(rows)
+    half = choose_precision(config) == torch.bfloat16
+    with torch.autocast(config.train.device.split(":")[0], torch.bfloat16, enabled=half):
+        answer = network(normalise(x.image), x.tokens, x.proposals)
+        elevated = answer.elevated
+        assert elevated is not None and answer.guided is not None
+        logits, reliability = answer.q, elevated.kappa
+        if prior:
+            logits, reliability = answer.guided, torch.maximum(elevated.rho, elevated.kappa)
+        score = reliability.float().sigmoid().cpu()
+        if rple is None:
+            return Labelled(logits.cpu(), score, None, None)
+        strong = strong_view(x.image, generator(config.train.seed, "label", number))
+        other = network(normalise(strong), x.tokens).q
+    cells, samples = rple.decide(observe(elevated, x.proposals, answer.q, other, x.image, answer.encoded.sentence))
+    front = (logits > 0).float()
+    mean = (cells * front).sum((1, 2)) / front.sum((1, 2)).clamp_min(1)
+    return Labelled(logits.cpu(), score, samples.cpu(), mean.cpu())
+
+
+def _line(answer: Labelled, place: int, sample: Sample, *, present: bool) -> dict[str, Any]:
+    """One pair as JSON; without a policy, the expected IoU decides."""
+    mask = upsample(answer.logits[place], sample.size)
+    box = tight_box(mask)
+    score = float(answer.score[place])
+    acceptance = None
+    if answer.sample is not None and answer.foreground is not None:
+        acceptance = {
+            "sample": round(float(answer.sample[place]), 4), "foreground": round(float(answer.foreground[place]), 4),
+        }  # fmt: skip
+    return {
+        "segmentation": Rle.encode(mask).to_coco(),
+        "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]] if box else [0, 0, 0, 0],
+        "score": round(score, 4),
+        "acceptance": acceptance,
+        "accepted": (acceptance["sample"] if acceptance else score) > 0.5,
+        "prior": present,
+    }
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """Counts and the mean score of a label file."""
+    pairs = accepted = with_prior = 0
+    scores = 0.0
+    with path.open("rb") as file:
+        for text in file:
+            line = json.loads(text)
+            pairs, scores = pairs + 1, scores + line["score"]
+            accepted, with_prior = accepted + line["accepted"], with_prior + line["prior"]
+    mean = round(scores / pairs, 4) if pairs else 0.0
+    return {"pairs": pairs, "pairs_with_prior": with_prior, "accepted": accepted, "mean_score": mean}
+
+
+def _origin(run: Path, about: dict[str, Any], dataset: DataSet, pool: Pool, bank: PriorBank | None) -> dict[str, Any]:
+    """All that the labels depend on."""
+    order = hashlib.blake2b(json.dumps([pool.ids, pool.sentences]).encode(), digest_size=8)
+    given = hashlib.blake2b(pool.soft.numpy().tobytes() + pool.score.numpy().tobytes(), digest_size=8) if bank else None
+    return {
+        "run": about["hash"], "step": about["step"], "weights": digest(str(run / CHECKPOINT)), "data": dataset.name,
+        "pairs_hash": order.hexdigest(), "prior": bank.name if bank else "",
+        "prior_simulated": bool(bank and bank.simulated), "prior_hash": given.hexdigest() if given else "",
+    }  # fmt: skip
+
+
+def _check_origin(out: Path, origin: dict[str, Any]) -> None:
+    if not (out / LABELS).exists():
+        return
+    try:
+        before = json.loads((out / ABOUT).read_text(encoding="utf-8"))
+        differs = [name for name, value in origin.items() if before.get(name) != value]
+    except (OSError, ValueError, AttributeError):
+        differs = [ABOUT]
+    if differs:
+        raise InputError(f"the labels here were made with another {differs[0]}; choose another folder", file=out)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def _cut(path: Path, ids: list[str]) -> int:
+    """How many pairs are labelled already; whatever comes after the last whole and expected line is cut off."""
+    if not path.exists():
+        return 0
+    done = end = 0
+    with path.open("rb+") as file:
+        for text in file:
+            try:
+                if not text.endswith(b"\n") or done == len(ids) or json.loads(text)["id"] != ids[done]:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break
+            done, end = done + 1, end + len(text)
+        file.truncate(end)
+    return done

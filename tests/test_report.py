@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from l2l.config import Config
+from l2l.errors import InputError
+from l2l.evaluate import Evaluation, evaluate
+from l2l.report import report
+from l2l.report_curves import read_metrics
+from l2l.report_gallery import choose, mask_panel, panel_size, resize_mask, soft_panel
+from l2l.report_plots import _places, running_mean
+from l2l.training.loop import train
+
+EVIL = "<script>alert('red & big')</script>"
+NETWORK = [
+    "model.channels=16,24,32,40", "model.depths=1,1,1,1", "model.width=16", "model.text_width=24", "data.height=64",
+    "data.width=64", "data.rate=0.4", "train.labelled=3", "train.held_out=3", "train.unlabelled=4",
+    "train.probe_pairs=8", "train.probe_every=4", "train.steps=10", "train.precision=float32",
+]  # fmt: skip
+
+
+def world(root: Path, *, masks: tuple[str, ...] = ("train", "val"), source: str = "simulated") -> Path:
+    """Pictures with two squares each; `masks` are the splits whose masks are known (some of train's always are)."""
+    root.mkdir()
+    rng, lines, priors = np.random.default_rng(0), [], []
+    for number in range(14):
+        picture = rng.integers(0, 60, (48, 72, 3), np.uint8)
+        split = "val" if number >= 10 else "train"
+        for x, colour, word in ((6, 0, "red"), (42, 2, "blue")):
+            y = int(rng.integers(4, 24))
+            picture[y : y + 18, x : x + 22, colour] = 220
+            mask = np.zeros((48, 72), bool)
+            mask[y : y + 18, x : x + 22] = True
+            name = f"{number}-{word}.png"
+            Image.fromarray(mask).save(root / name)
+            known = split in masks or (split == "train" and number < 5)
+            sentence = EVIL if number == 11 and word == "red" else f"the {word} square"
+            own = {"file_name": f"{number}.png", "text": sentence, "split": split, "mask": name if known else None}
+            box = [x, y, x + 22, y + 18] if number % 3 else [0, 0, 20, 20]
+            own_prior = {"image": f"{number}.png", "expression": sentence, "boxes": [box], "scores": [0.7]}
+            lines.append(own)
+            priors.append(own_prior | {"source": source})
+        Image.fromarray(picture).save(root / f"{number}.png")
+    for name, values in (("metadata.jsonl", lines), ("priors.jsonl", priors)):
+        (root / name).write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    return root
+
+
+def config(data: Path, method: str, *, prior: bool = True) -> Config:
+    made = Config()
+    for setting in (*NETWORK, f"data.data={data}", f"train.method={method}"):
+        made = made.override(setting)
+    return made.override(f"data.prior={data / 'priors.jsonl'}") if prior else made
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Path:
+    """A folder with three runs on one world."""
+    root = tmp_path_factory.mktemp("runs")
+    data = world(root / "data")
+    for method in ("l2l", "supervised", "prior_only"):
+        train(config(data, method), root / method)
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path) -> str:
+    return make(runs).read_text(encoding="utf-8")
+
+
+def make(runs: Path, out: Path | None = None) -> Path:
+    return report(runs / "l2l", beside=[runs / "supervised", runs / "prior_only"], gallery=8, out=out)
+
+
+def headline(page: str) -> list[tuple[str, list[str]]]:
+    """(name, cells) of the lines of the first table."""
+    body = page.split("<tbody>")[1].split("</tbody>")[0]
+    lines = body.split("<tr>")[1:]
+    names = [re.sub(r"<.*", "", line.split('scope="row">')[1], flags=re.S).strip() for line in lines]
+    return [(name, re.findall(r"<td>(?:<b>)?([\d.,]+)", line)) for name, line in zip(names, lines, strict=True)]
+
+
+def test_the_table_holds_the_evaluations(runs: Path, page: str) -> None:
+    expected = []
+    for method in ("l2l", "supervised"):
+        with_prior, alone = evaluate(runs / method, save=False)
+        (without,) = evaluate(runs / method, no_prior=True, save=False)
+        expected += [with_prior, without, alone] if method == "l2l" else [with_prior, without]
+    shown = headline(page)
+    assert [name for name, _ in shown] == [
+        "this run, with the prior", "this run, without a prior", "prior alone", "supervised, with the prior",
+        "supervised, without a prior",
+    ]  # fmt: skip
+    names = ("mIoU", "oIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
+    for (_, cells), one in zip(shown, expected, strict=True):
+        flat = one.scores.to_json()
+        assert cells == [*(f"{100 * flat[name]:.2f}" for name in names), str(one.scores.n)]
+    best = max(100 * one.scores.miou for one in expected)
+    assert f"<td><b>{best:.2f}</b></td>" in page
+
+
+class Links(HTMLParser):
+    """Everything a page would load, and its tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attributes if name in ("src", "srcset", "href", "action", "data")]
+
+
+def test_one_file_that_needs_nothing_else(page: str) -> None:
+    found = Links()
+    found.feed(page)
+    assert len(found.links) > 40 and all(link.startswith("data:image/webp;base64,") for link in found.links)
+    assert not found.tags & {"script", "link", "iframe", "object"}
+    assert "url(" not in page and "@import" not in page and "http:" not in page and "https:" not in page
+    assert len(page) < 6e6
+
+
+def test_sentences_are_text(page: str) -> None:
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&#39;red &amp; big&#39;)&lt;/script&gt;" in page
+
+
+def test_all_parts_are_there_in_order(page: str) -> None:
+    titles = re.findall(r"<h2>([^<]*)", page)
+    assert [title.split(",")[0].strip() for title in titles] == [
+        "Scores on data", "Temporal evolution of pseudo-supervision quality", "Joint distribution of scores", "Gallery",
+        "Training", "How to read this",
+    ]  # fmt: skip
+    for text in (
+        "accuracy of the selected region", "Model overruled a wrong prior", "sample accepted with probability",
+        "P̃†, fused", "Full configuration", "scenes_count", "precision of the best fixed threshold",
+    ):  # fmt: skip
+        assert text in page
+
+
+def test_a_simulated_prior_is_named_wherever_its_numbers_are(runs: Path, page: str, tmp_path: Path) -> None:
+    badge = '<span class="simulated">simulated</span>'
+    assert page.count(badge) >= 1 + 5 + 3  # facts, rows, titles
+    data = world(tmp_path / "data", source="some model")
+    train(config(data, "prior_only"), tmp_path / "run")
+    assert badge not in report(tmp_path / "run").read_text(encoding="utf-8")
+
+
+def test_the_same_run_makes_the_same_bytes(runs: Path, page: str, tmp_path: Path) -> None:
+    again = make(runs, tmp_path / "a" / "b.html")
+    assert again == tmp_path / "a" / "b.html" and again.read_text(encoding="utf-8") == page
+
+
+def test_supervised_shows_what_it_has(runs: Path) -> None:
+    page = report(runs / "supervised", gallery=4).read_text(encoding="utf-8")
+    assert "IoU of Q, the model alone" in page and "Q, model alone" in page and "Joint distribution" in page
+    assert not any(text in page for text in ("accuracy of the selected region", "fused", "burn-in"))
+
+
+def test_prior_only_is_a_table(runs: Path) -> None:
+    page = report(runs / "prior_only").read_text(encoding="utf-8")
+    assert [name for name, _ in headline(page)] == ["prior alone"]
+    assert "Gallery" not in page and "Temporal" not in page and "<img" not in page
+
+
+def test_a_run_without_a_prior(runs: Path, tmp_path: Path) -> None:
+    train(config(runs / "data", "supervised", prior=False), tmp_path / "run")
+    page = report(tmp_path / "run", beside=[runs / "prior_only"], gallery=4).read_text(encoding="utf-8")
+    assert [name for name, _ in headline(page)] == ["this run", "prior alone"]
+    assert "Best cases" in page and "overruled" not in page and "Joint distribution" not in page
+
+
+def test_without_truth_for_the_unlabelled(tmp_path: Path) -> None:
+    data = world(tmp_path / "data", masks=("val",))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"image": "data/0.png", "expression": "the square"}) + "\n")
+    chosen = config(data, "l2l").override("data.rate=1").override(f"data.unlabelled={pairs}")
+    train(chosen.override("train.steps=20"), tmp_path / "run")  # the labels held out are logged before the release
+    page = report(tmp_path / "run", gallery=4).read_text(encoding="utf-8")
+    assert "There is no truth to measure with" in page and "held out of the segmenter" in page
+    assert "IoU on held-out labels, %" in page and len(headline(page)) == 3
+
+
+def test_without_truth_on_the_split(tmp_path: Path) -> None:
+    data = world(tmp_path / "data", masks=("train",))
+    train(config(data, "l2l"), tmp_path / "run")
+    page = report(tmp_path / "run", gallery=4).read_text(encoding="utf-8")
+    assert "Split val of data has no masks" in page and "Surest cases" in page and "Joint distribution" not in page
+    assert "accuracy of the selected region" in page
+
+
+def test_stored_evaluations_are_read_unless_the_weights_are_younger(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(config(runs / "data", "supervised"), run)
+    report(run, gallery=0)
+    path = run / "evaluations" / "data-val-no-prior.json"
+    one = Evaluation.from_json(json.loads(path.read_text()))
+    value = one.to_json() | {"pairs": [[pair.id, 12345, 54321, 0.5] for pair in one.pairs]}
+    path.write_text(json.dumps(value))
+    assert headline(report(run, gallery=0).read_text())[1][1][0] == "22.73"
+    path.write_text("{ damaged")
+    assert headline(report(run, gallery=0).read_text())[1][1][0] == f"{100 * one.scores.miou:.2f}"
+    path.write_text(json.dumps(value))
+    os.utime(path, (1, 1))
+    assert headline(report(run, gallery=0).read_text())[1][1][0] == f"{100 * one.scores.miou:.2f}"
+
+
+def test_a_prior_that_is_gone_is_said(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(runs / "data")
+    prior = tmp_path / "priors.jsonl"
+    text = (runs / "data" / "priors.jsonl").read_text()
+    prior.write_text(text.replace('"image": "', f'"image": "{runs / "data"}/'))
+    train(config(runs / "data", "supervised").override(f"data.prior={prior}"), tmp_path / "run")
+    prior.unlink()
+    page = report(tmp_path / "run", gallery=4).read_text(encoding="utf-8")
+    assert "No numbers with the prior" in page and len(headline(page)) == 1
+
+
+def test_what_is_not_there(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run here"):
+        report(tmp_path)
+    with pytest.raises(InputError, match="no split testA; there are: train, val"):
+        report(runs / "supervised", split="testA")
+    with pytest.raises(InputError):
+        report(runs / "supervised", beside=[tmp_path])
+
+
+def test_a_log_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 10, "loss": 2.0}\n{"step": 10, "probe": {"rho": 0.5}}\n7\n{"step": 20, "lo')
+    assert read_metrics(path) == ([{"step": 10, "loss": 2.0}], [{"step": 10, "rho": 0.5}])
+    assert read_metrics(tmp_path / "none") == ([], [])
+
+
+def test_cases_are_chosen_by_numbers() -> None:
+    prior = np.array([0.9, 0.1, 0.8, 0.2, 0.9, 0.0, 0.7, 0.6])
+    run = np.array([0.95, 0.9, 0.1, 0.6, 0.3, 0.0, 0.8, 0.7])
+    refs, images = [0, 1, 2, 3, 4, 5, 6, 6], [0, 0, 1, 1, 2, 2, 3, 3]
+    best, worst, saved, spoiled = choose(8, run, prior=prior, refs=refs, images=images)
+    assert saved.rows == (1, 3) and "2 of 8 pairs (25.0 %)" in saved.said
+    assert spoiled.rows == (2, 4)
+    assert best.rows == (0, 6) and worst.rows == (5,)  # 7 is about the referent of 6
+    shown = [refs[row] for section in (best, worst, saved, spoiled) for row in section.rows]
+    assert len(shown) == len(set(shown))
+    assert [one.title for one in choose(2, run, prior=None, refs=refs, images=images)] == ["Best cases", "Worst cases"]
+
+
+def test_panels_keep_the_shape_of_the_picture() -> None:
+    shapes = {(96, 96): (320, 320), (900, 300): (440, 147), (1, 1000): (1, 320)}
+    assert {shape: panel_size(shape) for shape in shapes} == shapes
+    mask = np.zeros((48, 72), bool)
+    mask[10:30, 20:50] = True
+    large = resize_mask(mask)
+    assert large.shape == panel_size((48, 72)) and abs(large.mean() - mask.mean()) < 0.01
+    picture = np.zeros((48, 72, 3), np.uint8)
+    for uri in (soft_panel(np.zeros((12, 18)), (48, 72), large), mask_panel(picture, large, None)):
+        assert uri.startswith("data:image/webp;base64,")
+
+
+def test_curves_are_smoothed_and_labels_kept_apart() -> None:
+    assert np.allclose(running_mean(np.array([0.0, 3.0, 6.0, 0.0]), 3), [1.5, 3, 3, 3])
+    assert np.allclose(running_mean(np.array([2.0, 4.0]), 1), [2, 4])
+    ends = [(0.5, 1.0, str(number), "blue") for number in range(6)]
+    places = [place for place, _ in _places(ends, 0, 1)]
+    assert min(np.diff(places)) > 0.08 and places[0] > 0 and places[-1] < 1
