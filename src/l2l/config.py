@@ -202,13 +202,13 @@ class Config:
         value["train"].pop("device")
         return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
 
-    def save(self, path: Path) -> None:
-        """Write as JSON, with the hash."""
-        path.write_text(json.dumps({"hash": self.hash(), **self.to_json()}, indent=1) + "\n", encoding="utf-8")
+    def to_text(self) -> str:
+        """As JSON text, with the hash."""
+        return json.dumps({"hash": self.hash(), **self.to_json()}, indent=1) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> Config:
-        """Read what `save` wrote. Raises `InputError` for anything else."""
+        """Read a file of `to_text`. Raises `InputError` for anything else."""
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
             return cls.from_json(value)

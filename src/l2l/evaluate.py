@@ -84,7 +84,8 @@ def prepare_split(
 ) -> tuple[Pool, PriorBank | None]:
     """Tables of some samples, with their priors if `prior` names a store or a file."""
     size = (config.data.height, config.data.width)
-    pool = build_pool(samples, vocabulary, size=size, words=config.data.words, labelled=False)
+    pool = build_pool(samples, vocabulary, size=size, words=config.data.words, labelled=False,
+                      device=config.train.device)  # fmt: skip
     if not prior:
         return pool, None
     bank = read_priors(prior, samples, bad=bad)

@@ -93,8 +93,8 @@ def policy_gradient(
     """
     with torch.no_grad():
         shape = (count, *cells.shape)
-        take = torch.rand(shape, generator=generator, device=cells.device) < cells.sigmoid()
-        look = torch.rand((count, *samples.shape), generator=generator, device=cells.device) < samples.sigmoid()
+        take = _uniform(shape, generator, cells) < cells.sigmoid()
+        look = _uniform((count, *samples.shape), generator, samples) < samples.sigmoid()
         take, look = take.float(), look.float()
         gained = take * reward  # (K, B, h, w)
         advantage = leave_one_out(gained)
@@ -104,6 +104,11 @@ def policy_gradient(
     log_samples = -F.binary_cross_entropy_with_logits(samples.expand_as(look), look, reduction="none")
     per_sample = (advantage * log_cells).sum((2, 3)) + sample_advantage * log_samples
     return Outcome(-per_sample.mean(), worth.mean(0), worth.std(0).mean())
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor) -> Tensor:
+    """Numbers in [0, 1), drawn on the CPU wherever they go: the same actions on every device."""
+    return torch.rand(shape, generator=generator).to(like)
 
 
 def bernoulli_entropy(logits: Tensor) -> Tensor:

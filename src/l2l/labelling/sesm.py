@@ -141,6 +141,6 @@ class SESM(nn.Module):
     ) -> Tensor:  # fmt: skip
         """What the pixels of the picture say beyond the mixture: log odds (B, h, w), zero before training."""
         seen = self.look(encoded.maps[0].detach())
-        scalars = torch.stack([gate, rho.sigmoid()], dim=1)[:, :, None, None].expand(-1, -1, *soft.shape[1:])
+        scalars = torch.stack([gate, rho.detach().sigmoid()], dim=1)[:, :, None, None].expand(-1, -1, *soft.shape[1:])
         maps = torch.stack([log_prior / 4, log_model / 4, soft, model, (soft - model).abs()], dim=1)
         return self.correct(torch.cat([seen, maps.to(seen.dtype), scalars.to(seen.dtype)], dim=1))[:, 0].float()

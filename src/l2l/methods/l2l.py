@@ -88,7 +88,7 @@ class L2L:
         loss_x = segmentation_loss(student.q[:count_x], x.mask).mean()
         loss_xg = segmentation_loss(student.guided[:count_x], x.mask).mean()
         loss = loss_x + loss_xg
-        logs = {"loss_x": float(loss_x), "loss_x_guided": float(loss_xg)}
+        logs = {"loss_x": loss_x.item(), "loss_x_guided": loss_xg.item()}
         if not released:
             loss_sesm, told = self._sesm_loss(h, teacher)
             loss, logs = loss + loss_sesm, logs | told
@@ -111,7 +111,7 @@ class L2L:
         loss = loss + config.train.unlabelled_weight * (loss_u + loss_ug)
         front = (accept * label_u).sum() / label_u.sum().clamp_min(1)
         return loss, logs | {
-            "loss_u": float(loss_u), "loss_u_guided": float(loss_ug), "accept_samples": float(take.mean()),
+            "loss_u": loss_u.item(), "loss_u_guided": loss_ug.item(), "accept_samples": float(take.mean()),
             "accept_front": float(front), "gate": float(teacher.elevated.gate[count_h:].mean()),
             "rho": float(teacher.elevated.rho[count_h:].sigmoid().mean()),
         }  # fmt: skip
@@ -134,7 +134,7 @@ class L2L:
         loss_kappa = reliability_loss(elevated.kappa, iou_model, torch.ones_like(here))
         iou_fused = hard_iou(elevated.fused > 0, y)
         return loss_fused + loss_guided + loss_rho + loss_kappa, {
-            "loss_fused": float(loss_fused), "loss_rho": float(loss_rho), "loss_kappa": float(loss_kappa),
+            "loss_fused": loss_fused.item(), "loss_rho": loss_rho.item(), "loss_kappa": loss_kappa.item(),
             "held_out_prior": float((iou_prior * here).sum() / here.sum().clamp_min(1)),
             "held_out_model": float(iou_model.mean()), "held_out_fused": float(iou_fused.mean()),
         }  # fmt: skip
@@ -165,7 +165,7 @@ class L2L:
             logs |= {"reward_agreement": float(agree.sum((1, 2)).mean()), "utility": float(useful.sum((1, 2)).mean())}
         left = max(0.0, 1 - step / (config.sesm.release * config.train.steps))
         spread = bernoulli_entropy(cells).mean() + bernoulli_entropy(samples).mean()
-        return loss - config.rple.entropy * left * spread, logs | {"policy_entropy": float(spread) / 2}
+        return loss - config.rple.entropy * left * spread, logs | {"policy_entropy": spread.item() / 2}
 
 
 def make_folds(parts: Parts) -> list[Tensor]:

@@ -32,7 +32,7 @@ class PriorStore:
     """
 
     def __init__(self, path: Path | str, *, create: bool = False):
-        self.path = Path(path)
+        self.path, self._writes = Path(path), create
         file = self.path / FILE
         if not create and not file.is_file():
             raise InputError(f"no prior store here (there is no {FILE})", file=self.path)
@@ -98,7 +98,10 @@ class PriorStore:
             self._db.executemany("INSERT OR REPLACE INTO prior VALUES (?, ?)", rows)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a writer leaves it in a form that a read-only folder can serve."""
+        if self._writes:
+            with self._damage():
+                self._db.execute("PRAGMA journal_mode=DELETE")
         self._db.close()
 
 

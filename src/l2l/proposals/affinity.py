@@ -98,6 +98,13 @@ def _box_at(point: tuple[float, float], side: float = 0.25) -> Box:
     return x - side / 2, y - side / 2, x + side / 2, y + side / 2
 
 
+def _at_least(box: Box, width: float, height: float) -> Box:
+    """The box, grown about its centre where it is smaller than two cells: an object that small still points."""
+    x0, y0, x1, y1 = box
+    more_x, more_y = max(width - (x1 - x0), 0) / 2, max(height - (y1 - y0), 0) / 2
+    return x0 - more_x, y0 - more_y, x1 + more_x, y1 + more_y
+
+
 def propose(priors: Sequence[Prior], images: Tensor, size: tuple[int, int]) -> Tensor:
     """P for each prior.
 
@@ -118,10 +125,11 @@ def propose(priors: Sequence[Prior], images: Tensor, size: tuple[int, int]) -> T
             out[row] = 0.03 + 0.94 * F.interpolate(share, size=size, mode="area")[0, 0]
             continue
         boxes = list(prior.boxes) or [_box_at(point) for point in prior.points]
-        scores = prior.scores or (1.0,) * len(boxes)
-        for place, (box, score) in enumerate(zip(boxes[:3], scores, strict=False)):
-            weight = 1.0 if place == 0 else 2 * SECOND * score / max(score + scores[0], 1e-6)
-            jobs.append((row, box, weight))
+        scores = list(prior.scores) or [1.0] * len(boxes)
+        ranked = sorted(zip(scores, boxes, strict=True), key=lambda pair: -pair[0])[:3]
+        for place, (score, box) in enumerate(ranked):
+            weight = 1.0 if place == 0 else 2 * SECOND * score / max(score + ranked[0][0], 1e-6)
+            jobs.append((row, _at_least(box, 2 / size[1], 2 / size[0]), weight))
     if not jobs:
         return out
     rows = torch.tensor([row for row, _, _ in jobs])

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from l2l.config import Config
+from l2l.data.refer import write_whole
 from l2l.data.splits import Split
 from l2l.data.streams import seed_of
 from l2l.errors import InputError
@@ -54,6 +55,7 @@ class Run:
         teacher = make_teacher(network)
         parts = Parts(config, prepared.pool, network, teacher, choose_precision(config))
         method = make_method(parts)
+        method.extra.to(config.train.device)
         rates = method.learning_rates()
         groups: list[dict[str, Any]] = []
         names: dict[torch.Tensor, str] = {}
@@ -130,8 +132,10 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     prepared.split.save(out / SPLIT)
     prepared.bad.write(out / "skipped.jsonl")
-    (out / ABOUT).write_text(json.dumps(_about(config, prepared), indent=1) + "\n", encoding="utf-8")
-    config.save(out / CONFIG)
+    write_whole(out / ABOUT, (json.dumps(_about(config, prepared), indent=1) + "\n").encode())
+    write_whole(out / CONFIG, config.to_text().encode())
+    for stray in out.glob(f".{CHECKPOINT}.*.part"):  # of a process that was killed while it wrote
+        stray.unlink(missing_ok=True)
     if config.train.method == "prior_only":
         return out
 
@@ -167,9 +171,10 @@ def train_step(run: Run) -> dict[str, float]:
         group["lr"] = group["peak"] * schedule(step, config.train.steps)
     run.parts.network.train()
     loss, logs = run.method.step(step)
-    if not math.isfinite(float(loss)):
+    value = loss.item()
+    if not math.isfinite(value):
         shown = ", ".join(f"{name} {value:.3g}" for name, value in logs.items())
-        raise NonFiniteLoss(f"the loss is {float(loss)} at step {step} (seed {config.train.seed}): {shown}")
+        raise NonFiniteLoss(f"the loss is {value} at step {step} (seed {config.train.seed}): {shown}")
     run.optimiser.zero_grad()
     loss.backward()
     for module in (run.parts.network.segmenter, run.parts.network.sesm, run.method.extra):
@@ -178,7 +183,7 @@ def train_step(run: Run) -> dict[str, float]:
     run.optimiser.step()
     follow(run.parts.teacher, run.parts.network, step=step, decay=config.train.ema)
     run.step += 1
-    return {"loss": float(loss), **logs}
+    return {"loss": value, **logs}
 
 
 def schedule(step: int, steps: int) -> float:
@@ -201,6 +206,8 @@ def load_run(folder: Path | str) -> tuple[Config, Network | None, nn.Module, dic
     if not (folder / CONFIG).is_file():
         raise InputError(f"no run here (there is no {CONFIG})", file=folder)
     config = Config.load(folder / CONFIG)
+    if config.train.device.startswith("cuda") and not torch.cuda.is_available():
+        config = config.replace("train", device="cpu")  # trained elsewhere
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -217,7 +224,7 @@ def load_run(folder: Path | str) -> tuple[Config, Network | None, nn.Module, dic
         bands = ((0.0, 1.0),) * 3
         extra = Rple(policy=AcceptancePolicy(words=config.model.text_width), bands=bands, memory=config.rple.memory)
         load_module(extra, "extra.", tensors, file=folder / CHECKPOINT)
-        extra.eval().requires_grad_(False)
+        extra.to(config.train.device).eval().requires_grad_(False)
     return config, network, extra, about
 
 
@@ -251,4 +258,4 @@ def _cut_metrics(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             break  # cut off in the middle of a line
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    write_whole(path, "".join(line + "\n" for line in kept).encode())

@@ -30,7 +30,7 @@ class Parts:
     """Its slow mean."""
     precision: torch.dtype
     """bfloat16 or float32, what autocast uses."""
-    _streams: dict[object, Stream] = field(default_factory=dict)
+    _streams: dict[str, Stream] = field(default_factory=dict)
 
     @property
     def labelled_refs(self) -> Tensor:
@@ -46,17 +46,17 @@ class Parts:
 
     def rows_at(self, name: str, step: int, batch: int, rows: Tensor) -> Tensor:
         """`batch` members of `rows` from an infinite stream of that name."""
-        key = (name, len(rows), int(rows[0]))
-        if key not in self._streams:
-            self._streams[key] = Stream(rows, batch, self.config.train.seed, name)
-        return self._streams[key].at(step)
+        stream = self._streams.get(name)
+        if stream is None or not torch.equal(stream.rows, rows):  # another fold: another stream
+            stream = self._streams[name] = Stream(rows, batch, self.config.train.seed, name)
+        return stream.at(step)
 
     def weak(self, rows: Tensor, name: str, step: int, *, swap: float = 0.0, drop: float = 0.0) -> Batch:
         """A weak view of some rows, with some priors swapped or dropped."""
         rng = generator(self.config.train.seed, name, "view", step)
         view = draw_geometry(self.pool.mirrorable[rows], rng, least=self.config.train.zoom)
         swapped = torch.rand(len(rows), generator=rng) < swap
-        kept = torch.rand(len(rows), generator=rng) >= drop
+        kept = (torch.rand(len(rows), generator=rng) >= drop).to(self.pool.device)
         batch = self.pool.batch(rows, view=view, swap=swapped if swap else None)
         if not drop:
             return batch

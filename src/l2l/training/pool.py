@@ -90,6 +90,8 @@ class Pool:
     """(pairs,) bool."""
     pairs_of: tuple[tuple[int, ...], ...] = ()
     """For each ref, its rows."""
+    device: str = "cpu"
+    """Where batches go; the tables stay in main memory."""
 
     def __len__(self) -> int:
         return len(self.image_of)
@@ -113,20 +115,21 @@ class Pool:
 
         `swap` (B,) bool: give these pairs the prior of another referent in the same image, where there is one.
         """
-        image = self.images[self.image_of[rows]].float() / 255
+        to = self.device
+        image = self.images[self.image_of[rows]].to(to).float() / 255
         rival = self.rival[rows]
         source = rows if swap is None else torch.where(swap & (rival >= 0), rival, rows)
-        soft = self.soft[source].float() / 255
-        present = self.present[source]
-        mask = self.masks[self.ref_of[rows]].float() / 255
-        tokens = self.tokens[rows]
+        soft = self.soft[source].to(to).float() / 255
+        present = self.present[source].to(to)
+        mask = self.masks[self.ref_of[rows]].to(to).float() / 255
+        tokens = self.tokens[rows].to(to)
         if view is not None:
             image = view.apply(image - MEAN) + MEAN  # beyond the picture's frame: mid grey
             warped = view.apply(torch.stack([soft, mask], dim=1))
             soft = torch.where(present[:, None, None], warped[:, 0], 0.5)
             mask = warped[:, 1]
-            tokens = torch.where(view.mirrored[:, None], self.mirrored[rows], tokens)
-        proposals = Proposals(soft, self.score[source], present)
+            tokens = torch.where(view.mirrored[:, None], self.mirrored[rows].to(to), tokens)
+        proposals = Proposals(soft, self.score[source].to(to), present)
         return Batch(rows, image, tokens, proposals, mask if bool(self.labelled[self.ref_of[rows]].all()) else None)
 
 
@@ -155,7 +158,8 @@ def load_images(
 
 
 def build_pool(
-    samples: Sequence[Sample], vocabulary: Vocabulary, *, size: tuple[int, int], words: int, labelled: bool = True
+    samples: Sequence[Sample], vocabulary: Vocabulary, *, size: tuple[int, int], words: int, labelled: bool = True,
+    device: str = "cpu",
 ) -> Pool:
     """Make the tables; priors are absent until `with_proposals`.
 
@@ -199,5 +203,5 @@ def build_pool(
         mirrored=vocabulary.encode([new or old for new, old in zip(mirrored, sentences, strict=True)], words),
         mirrorable=torch.tensor([new is not None for new in mirrored]), rival=rival, masks=masks, labelled=known,
         soft=torch.full((1, 1, 1), 128, dtype=torch.uint8).expand(count, *cells), score=torch.zeros(count),
-        present=torch.zeros(count, dtype=torch.bool), pairs_of=tuple(pairs_of),
+        present=torch.zeros(count, dtype=torch.bool), pairs_of=tuple(pairs_of), device=device,
     )  # fmt: skip

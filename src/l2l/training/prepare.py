@@ -77,7 +77,7 @@ def prepare(config: Config) -> Prepared:
     sentences = [sentence for sample in samples for sentence in sample.sentences]
     vocabulary = Vocabulary.build([*sentences, *filter(None, map(mirror_sentence, sentences))])
     size = (data.height, data.width)
-    pool = build_pool(samples, vocabulary, size=size, words=data.words)
+    pool = build_pool(samples, vocabulary, size=size, words=data.words, device=config.train.device)
     prior = None
     if data.prior:
         prior = read_priors(data.prior, samples, bad=bad)
