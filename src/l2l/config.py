@@ -150,7 +150,7 @@ class TrainConfig:
     """Held-out labelled pairs in a step (methods that hold labels out)."""
     unlabelled: int = 20
     """Unlabelled pairs in a step; labelled : unlabelled is the ratio of the streams."""
-    rate: float = 1e-3
+    rate: float = 5e-4
     """Learning rate of the segmenter; it warms up for 5 % of the steps and falls as a cosine."""
     weight_decay: float = 0.02
     """AdamW's weight decay, on weights of two and more dimensions."""

@@ -91,8 +91,10 @@ class SESM(nn.Module):
         )
         nn.init.zeros_(self.judge[-1].weight)
         nn.init.zeros_(self.judge[-1].bias)
-        self.gate_slope = nn.Parameter(torch.tensor(1.0))
-        self.gate_start = nn.Parameter(torch.tensor(3.0))  # sigmoid(3) = 0.95 of the prior
+        # The gate's two numbers are kept small and used ten times as large, so that Adam's steps of fixed size can move
+        # them within a run: sigmoid(10 x 0.3) = 0.95 of the prior at the start.
+        self.gate_slope = nn.Parameter(torch.tensor(0.1))
+        self.gate_start = nn.Parameter(torch.tensor(0.3))
         self.sharpness = nn.Parameter(torch.zeros(2))  # log scale of either map's log odds
         self.look = nn.Conv2d(width, 8, 1)
         self.correct = nn.Sequential(
@@ -108,7 +110,7 @@ class SESM(nn.Module):
         present = proposals.present.float()
         soft, model = proposals.soft.float(), q.detach().float().sigmoid()
         rho, kappa = self._reliability(encoded, proposals, soft, model)
-        gate = present * torch.sigmoid(self.gate_slope * (rho - kappa).detach() + self.gate_start)
+        gate = present * torch.sigmoid(10 * (self.gate_slope * (rho - kappa).detach() + self.gate_start))
         log_prior = to_logit(soft) * self.sharpness[0].exp()
         log_model = q.detach().float().clamp(-6, 6) * self.sharpness[1].exp()
         share = gate[:, None, None]

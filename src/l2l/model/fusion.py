@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2l.model.attention import TransformerLayer, attend
-from l2l.model.vision import ChannelNorm
 
 
 def coordinates(height: int, width: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -35,7 +34,7 @@ class PixelWordAttention(nn.Module):
         super().__init__()
         self.heads = heads
         inner = max(min(width, 96) // heads * heads, heads)
-        self.norm = ChannelNorm(width)
+        self.norm = nn.BatchNorm2d(width)
         self.place = nn.Conv2d(6, width, 1)
         self.query = nn.Conv2d(width, inner, 1)
         self.keyvalue = nn.Linear(words, 2 * inner)
@@ -68,7 +67,7 @@ class SceneWordContext(nn.Module):
 
     def __init__(self, *, width: int, words: int, inner: int = 128, depth: int = 1):
         super().__init__()
-        self.norm = ChannelNorm(width)
+        self.norm = nn.BatchNorm2d(width)
         self.place = nn.Conv2d(6, inner, 1)
         self.pixels_in = nn.Conv2d(width, inner, 1)
         self.words_in = nn.Linear(words, inner)

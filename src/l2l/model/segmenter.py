@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l2l.model.text import PAD
+
 from l2l.model.fusion import PixelWordAttention, SceneWordContext
-from l2l.model.vision import ChannelNorm
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,18 @@ class Encoded:
 
     def detach(self) -> Encoded:
         return Encoded(tuple(one.detach() for one in self.maps), self.sentence.detach())
+
+
+class Smooth(nn.Module):
+    """One convolution of the decoder; its two passes, unguided and guided, keep statistics of their own."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.convolve = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.plain, self.guided = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor, *, guided: bool) -> Tensor:
+        return F.relu((self.guided if guided else self.plain)(self.convolve(x)))
 
 
 class Segmenter(nn.Module):
@@ -56,15 +69,14 @@ class Segmenter(nn.Module):
             SceneWordContext(width=c, words=words, depth=depth)
             for c, depth in zip(channels[1:], context, strict=True)
         )
-        self.lateral = nn.ModuleList(nn.Sequential(ChannelNorm(c), nn.Conv2d(c, width, 1)) for c in channels)
-        self.smooth = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), ChannelNorm(width), nn.ReLU()) for _ in channels
-        )
+        self.lateral = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(c), nn.Conv2d(c, width, 1)) for c in channels)
+        self.smooth = nn.ModuleList(Smooth(width) for _ in channels)
         self.classify = nn.Conv2d(width, 1, 1)
         nn.init.constant_(self.classify.bias, -2.0)  # most pixels are background
 
     def encode(self, image: Tensor, tokens: Tensor) -> Encoded:
         """image (B, 3, H, W) normalised to about zero mean and unit variance, tokens (B, L) int64."""
+        tokens = tokens[:, : max(1, int((tokens != PAD).sum(1).max()))]  # no work for padding that nobody needs
         words, real = self.text(tokens)
         x = self.vision.stem(image)
         maps = []
@@ -93,7 +105,7 @@ class Segmenter(nn.Module):
                 x = x + guidance[stage]
             if above is not None:
                 x = x + F.interpolate(above, size=x.shape[2:], mode="nearest")
-            above = self.smooth[stage](x)
+            above = self.smooth[stage](x, guided=guidance is not None)
         assert above is not None
         return self.classify(above)[:, 0].float(), above
 

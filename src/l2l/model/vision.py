@@ -3,6 +3,9 @@
 An encoder is anything with `channels` (four widths), `stem(image)` and `stages` (four modules, the first at stride 4
 and each next at half the resolution): the segmenter walks the stages and fuses the words in between, so that what the
 sentence says shapes the next stage (LAVT, arXiv 2112.02244, section 3). Pretrained backbones slot in the same way.
+
+Batch norm, because a network that starts from nothing learns so much sooner with it (docs/LOG.md has the figures); the
+teacher always runs on its own slow statistics.
 """
 
 from __future__ import annotations
@@ -13,20 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of a (B, C, H, W) map: no batch statistics, so teacher and student are one net."""
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 class Block(nn.Module):
     """x + conv(relu(norm(conv(x)))), the second convolution starting small."""
 
     def __init__(self, width: int):
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm = ChannelNorm(width)
+        self.norm = nn.BatchNorm2d(width)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         nn.init.normal_(self.second.weight, std=0.5 * self.second.weight[0].numel() ** -0.5)
         nn.init.zeros_(self.second.bias)
@@ -48,13 +44,13 @@ class CompactEncoder(nn.Module):
         self.channels = tuple(channels)
         first = channels[0]
         self.stem = nn.Sequential(
-            nn.Conv2d(3, first, 3, stride=2, padding=1), ChannelNorm(first), nn.ReLU(), nn.Conv2d(first, first, 3, 2, 1)
+            nn.Conv2d(3, first, 3, stride=2, padding=1), nn.BatchNorm2d(first), nn.ReLU(), nn.Conv2d(first, first, 3, 2, 1)
         )
         stages = []
         before = first
         for stage, (width, depth) in enumerate(zip(channels, depths, strict=True)):
             down = [nn.Conv2d(before, width, 3, stride=2, padding=1)] if stage else []
-            stages.append(nn.Sequential(*down, ChannelNorm(width), *(Block(width) for _ in range(depth))))
+            stages.append(nn.Sequential(*down, nn.BatchNorm2d(width), *(Block(width) for _ in range(depth))))
             before = width
         self.stages = nn.ModuleList(stages)
 

@@ -51,7 +51,7 @@ class Grounder:
         self.config = Config.from_json(about["config"]).replace("train", device=device)
         self.vocabulary = Vocabulary(tuple(about["vocabulary"]))
         self.network: Network = build_network(self.config, self.vocabulary)
-        load_module(self.network, "", {name: one.float() for name, one in tensors.items()}, file=file)
+        load_module(self.network.segmenter, "", {name: one.float() for name, one in tensors.items()}, file=file)
         self.network.eval().requires_grad_(False)
         self._digest = image_files.digest(str(file))
 
@@ -68,7 +68,7 @@ class Grounder:
         small = {name: resize(image_files.load(name), SIZE) for name in pictures}
         image = torch.stack([small[sample.image] for sample, _ in pairs]).float() / 255
         tokens = self.vocabulary.encode([sentence for _, sentence in pairs], self.config.data.words)
-        logits = self.network(normalise(image), tokens).q
+        logits = self.network.segmenter(normalise(image), tokens)
         fine = (SIZE[0] // 2, SIZE[1] // 2)
         heat = F.interpolate(logits[:, None].float(), size=fine, mode="bilinear", align_corners=False)[:, 0].sigmoid()
         regions = connected(heat > CUT)
@@ -120,9 +120,9 @@ def boxes_of(heat: np.ndarray, regions: np.ndarray, *, least: int = 4, most: int
 def recipe() -> Config:
     """How the shipped weights were trained: full masks of the other world."""
     config = Config()
-    config = config.replace("data", scenes_world="away", scenes_count=2000, scenes_seed=1, rate=1.0)
-    config = config.replace("model", channels=(32, 64, 96, 128), depths=(1, 1, 1, 1), context=(0, 1, 1), text_width=64)
-    return config.replace("train", method="supervised", steps=700, seed=1, probe_every=10_000)
+    config = config.replace("data", scenes_world="away", scenes_count=3000, scenes_seed=1, rate=1.0)
+    config = config.replace("model", channels=(40, 80, 128, 160))
+    return config.replace("train", method="supervised", steps=2000, seed=1, save_every=200, probe_every=100_000)
 
 
 def reproduce(out: Path, work: Path) -> None:
@@ -133,9 +133,14 @@ def reproduce(out: Path, work: Path) -> None:
     config = recipe()
     loop.train(config, work, resume=True, progress=_say)
     tensors, _ = load_tensors(work / loop.CHECKPOINT)
-    kept = {name.removeprefix("teacher."): one.half() for name, one in tensors.items() if name.startswith("teacher.")}
+    prefix = "teacher.segmenter."
+    kept = {name.removeprefix(prefix): _half(one) for name, one in tensors.items() if name.startswith(prefix)}
     vocabulary = json.loads((work / loop.ABOUT).read_text(encoding="utf-8"))["vocabulary"]
     save_tensors(out, kept, {"config": config.to_json(), "vocabulary": vocabulary})
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.is_floating_point() else tensor
 
 
 def _say(step: int, steps: int, logs: dict[str, float]) -> None:

@@ -24,4 +24,7 @@ def follow(teacher: nn.Module, student: nn.Module, *, step: int, decay: float) -
     mine: list[Tensor] = list(teacher.parameters())
     torch._foreach_lerp_(mine, list(student.parameters()), 1 - now)
     for kept, new in zip(teacher.buffers(), student.buffers(), strict=True):
-        kept.copy_(new)
+        if kept.is_floating_point():
+            kept.lerp_(new, 1 - now)
+        else:
+            kept.copy_(new)
