@@ -29,7 +29,7 @@ def proposals(seed: int = 0, *, present: bool = True) -> Proposals:
 
 def fresh() -> SESM:
     torch.manual_seed(0)
-    return SESM(width=WIDTH, words=WORDS).eval()
+    return SESM(width=WIDTH).eval()
 
 
 def stirred() -> SESM:

@@ -86,7 +86,7 @@ class SesmConfig:
     """Steps after which another fold is held out; 0 keeps the first fold until `release`."""
     release: float = 0.8
     """Point of the run, in [0, 1], from which the segmenter sees all labels and SESM and the policy rest."""
-    swap: float = 0.25
+    swap: float = 0.1
     """Share of labelled pairs that get the prior of another referent of the same picture."""
     drop: float = 0.1
     """Share of pairs that get no prior."""
@@ -105,14 +105,16 @@ class RpleConfig:
 
     samples: int = 8
     """K, sampled actions per pseudo-label."""
-    wrong: float = 3.0
+    wrong: float = 2.0
     """lambda, what a wrong pixel costs when a right one earns 1."""
     agreement: float = 0.2
     """Weight of the agreement reward on unlabelled pairs."""
     utility: float = 0.1
     """Weight of the one-step utility on unlabelled pairs."""
-    entropy: float = 0.02
-    """Weight of the policy's entropy at the start; it falls to zero at `release`."""
+    entropy: float = 0.5
+    """Temperature: weight of the policy's entropy at the start, in units of the reward."""
+    entropy_end: float = 0.1
+    """The same at `sesm.release`; it falls on a line in between."""
     samples_low: float = 0.4
     """Least mean acceptance of samples."""
     samples_high: float = 0.95
@@ -123,7 +125,7 @@ class RpleConfig:
     """Greatest mean acceptance of foreground cells."""
     back_low: float = 0.6
     """Least mean acceptance of background cells."""
-    rate: float = 2e-3
+    rate: float = 1e-3
     """Learning rate of the policy."""
     memory: int = 256
     """Samples over which mean acceptance of samples is measured."""
@@ -144,11 +146,11 @@ class TrainConfig:
     """Optimiser steps."""
     seed: int = 0
     """Seed of the label split, the weights, the streams and the views."""
-    labelled: int = 12
+    labelled: int = 16
     """Labelled pairs in a step."""
-    held_out: int = 12
+    held_out: int = 10
     """Held-out labelled pairs in a step (methods that hold labels out)."""
-    unlabelled: int = 20
+    unlabelled: int = 16
     """Unlabelled pairs in a step; labelled : unlabelled is the ratio of the streams."""
     rate: float = 5e-4
     """Learning rate of the segmenter; it warms up for 5 % of the steps and falls as a cosine."""

@@ -12,8 +12,8 @@ from l2l.priors.make import SourceName
 DEMO = (
     Config()
     .replace("data", data="scenes", scenes_count=1000, scenes_seed=0, rate=0.05)
-    .replace("model", channels=(32, 64, 96, 128), depths=(1, 1, 1, 1), context=(0, 1, 1), text_width=64)
-    .replace("train", steps=300, seed=0, labelled=8, held_out=8, unlabelled=12, probe_every=50, probe_pairs=128)
+    .replace("model", channels=(32, 64, 128, 160), depths=(1, 1, 1, 1), context=(0, 1, 1), width=48)
+    .replace("train", steps=350, seed=0, labelled=16, held_out=12, unlabelled=32, rate=1e-3, probe_every=50)
 )
 """One configuration for everything; only the method differs."""
 

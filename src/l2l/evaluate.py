@@ -105,7 +105,7 @@ def answers(
             answer = network(normalise(x.image), x.tokens, x.proposals)
         assert answer.elevated is not None
         if prior:
-            logits, reliability = answer.guided, torch.maximum(answer.elevated.rho, answer.elevated.kappa)
+            logits, reliability = answer.guided, answer.elevated.score
         else:
             logits, reliability = answer.q, answer.elevated.kappa
         assert logits is not None

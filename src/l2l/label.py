@@ -180,13 +180,13 @@ def answer_batch(
         assert elevated is not None and answer.guided is not None
         logits, reliability = answer.q, elevated.kappa
         if prior:
-            logits, reliability = answer.guided, torch.maximum(elevated.rho, elevated.kappa)
+            logits, reliability = answer.guided, elevated.score
         score = reliability.float().sigmoid().cpu()
         if rple is None:
             return Labelled(logits.cpu(), score, None, None)
         strong = strong_view(x.image, generator(config.train.seed, "label", number))
         other = network(normalise(strong), x.tokens).q
-    cells, samples = rple.decide(observe(elevated, x.proposals, answer.q, other, x.image, answer.encoded.sentence))
+    cells, samples = rple.decide(observe(answer, x.proposals, other, x.image))
     front = (logits > 0).float()
     mean = (cells * front).sum((1, 2)) / front.sum((1, 2)).clamp_min(1)
     return Labelled(logits.cpu(), score, samples.cpu(), mean.cpu())

@@ -178,7 +178,7 @@ def _case(
 
     truth = None if sample.targets is None else resize_mask(sample.mask())
     here = bool(judged.present[place])
-    answer = (judged.guided if with_prior else judged.q)[place]
+    answer = (judged.fused if with_prior else judged.q)[place]
     mask = upsample(torch.logit(answer, 1e-6), panel_size(sample.size))
 
     def soft(title: str, values: Any, there: bool = True) -> Panel:

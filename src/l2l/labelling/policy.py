@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2l.labelling.reward import boundary
-from l2l.labelling.sesm import EVIDENCE, Elevated, entropy, evidence, soft_iou
+from l2l.labelling.sesm import EVIDENCE, entropy, evidence, soft_iou
+from l2l.model.network import Answer
 from l2l.proposals.proposal import Proposals
 
 
@@ -47,38 +48,32 @@ def edges(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def observe(
-    elevated: Elevated, proposals: Proposals, q: Tensor, strong: Tensor, image: Tensor, sentence: Tensor
-) -> State:
+def observe(answer: Answer, proposals: Proposals, strong: Tensor, image: Tensor) -> State:
     """Build the state of a batch.
 
     Args:
-        q: the teacher's logits on the weak view, (B, h, w). strong: logits on the strong view of the same pixels.
-        image: the weak view, (B, 3, H, W). sentence: (B, D).
+        answer: the teacher's, on the weak view, with proposals; its guided logits are the fused proposal under judgement.
+        strong: logits (B, h, w) without prior on the strong view of the same pixels. image: the weak view, (B, 3, H, W).
     """
-    soft, model, fused, other = proposals.soft, q.sigmoid(), elevated.fused.sigmoid(), strong.sigmoid()
+    elevated, guided = answer.elevated, answer.guided
+    assert elevated is not None and guided is not None
+    soft, model, fused, other = proposals.soft, answer.q.sigmoid(), guided.sigmoid(), strong.sigmoid()
     label = fused > 0.5
     maps = torch.stack(
         [
             soft, fused, model, (soft - model).abs(), (fused - model).abs(), entropy(fused), entropy(model),
-            (model - other).abs(), edges(image, (q.shape[1], q.shape[2])), boundary(label).float(),
+            (model - other).abs(), edges(image, (model.shape[1], model.shape[2])), boundary(label).float(),
         ],
         dim=1,
     )  # fmt: skip
     size = label.float().sum((1, 2))
     inside = (fused * label).sum((1, 2)) / size.clamp_min(1)
-    rho, kappa = elevated.rho.sigmoid(), elevated.kappa.sigmoid()
-    expected = expected_iou(elevated)
+    rho, kappa, expected = elevated.rho.sigmoid(), elevated.kappa.sigmoid(), elevated.score.sigmoid()
     own = [rho, kappa, elevated.gate, expected, inside, soft_iou(fused, model), soft_iou(model, other)]
     facts = torch.cat(
         [evidence(soft, model, proposals.score, proposals.present), torch.stack(own, dim=1)], dim=1
     )  # (B, FACTS)
-    return State(maps.float(), facts.float(), sentence.float(), label)
-
-
-def expected_iou(elevated: Elevated) -> Tensor:
-    """(B,) in [0, 1]: the reliability of whichever voice the fused proposal follows."""
-    return elevated.gate * elevated.rho.sigmoid() + (1 - elevated.gate) * elevated.kappa.sigmoid()
+    return State(maps.float(), facts.float(), answer.encoded.sentence.float(), label)
 
 
 class AcceptancePolicy(nn.Module):
@@ -100,11 +95,11 @@ class AcceptancePolicy(nn.Module):
         for last in (self.pixel, self.sample[-1]):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-        self.start = nn.Parameter(torch.tensor([4.0, 6.0]))  # slopes of the two thresholds it starts from
+        self.start = nn.Parameter(torch.tensor([3.0, 4.0]))  # slopes of the two thresholds it starts from
 
     def forward(self, state: State) -> tuple[Tensor, Tensor]:
         """Logits of pi: (B, h, w) for the cells, (B,) for the samples."""
-        facts = torch.cat([state.facts, torch.tanh(self.told(state.sentence))], dim=1)
+        facts = torch.cat([state.facts, F.dropout(torch.tanh(self.told(state.sentence)), 0.5, self.training)], dim=1)
         hidden = F.gelu(self.inward(state.maps) + self.globals(facts)[:, :, None, None])
         hidden = F.gelu(self.middle(hidden))
         sure = (state.maps[:, 1] - 0.5).abs() * 2  # confidence of the fused proposal, [0, 1]

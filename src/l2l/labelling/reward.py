@@ -19,18 +19,22 @@ def boundary(label: Tensor) -> Tensor:
     return (F.max_pool2d(value, 3, 1, 1) != -F.max_pool2d(-value, 3, 1, 1))[:, 0]
 
 
-def weights(label: Tensor, truth: Tensor | None = None, *, background: float = 0.1, edge: float = 0.5) -> Tensor:
+def weights(label: Tensor, truth: Tensor | None = None, *, background: float = 0.2, edge: float = 0.5) -> Tensor:
     """How much each cell counts, (B, h, w), summing to 1 in each sample.
 
-    A cell of the foreground of `label` (or of `truth`, where known) counts 1, a cell of the background `background`,
-    and a cell at a boundary `1 + edge` times as much: background is easy, objects and outlines are what labels are for.
+    The foreground of `label` (and of `truth`, where known) counts 1 - `background` in all, the rest `background` in all,
+    however small the object is: if cells counted alike, the easy background of a small object would pay for anything.
+    Cells at an outline count `1 + edge` times as much as their like. A map with one kind of cell only gives all to it.
     """
     object_ = label if truth is None else label | truth
-    count = torch.where(object_, 1.0, background) * (1 + edge * boundary(object_).float())
-    return count / count.sum((1, 2), keepdim=True)
+    count = 1 + edge * boundary(object_).float()
+    front, back = count * object_, count * ~object_
+    total_front, total_back = front.sum((1, 2), keepdim=True), back.sum((1, 2), keepdim=True)
+    share = torch.where(total_front == 0, 1.0, torch.where(total_back == 0, 0.0, background))
+    return (1 - share) * front / total_front.clamp_min(1e-6) + share * back / total_back.clamp_min(1e-6)
 
 
-def truth_reward(label: Tensor, truth: Tensor, *, wrong: float = 3.0) -> Tensor:
+def truth_reward(label: Tensor, truth: Tensor, *, wrong: float = 2.0) -> Tensor:
     """On held-out labels: +1 where the pseudo-label is right, -`wrong` where it is not, weighted (see `weights`).
 
     Args:

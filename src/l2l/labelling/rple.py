@@ -163,6 +163,8 @@ class Rple(nn.Module):
     @torch.no_grad()
     def decide(self, state: State) -> tuple[Tensor, Tensor]:
         """Probabilities of acceptance, cells (B, h, w) and samples (B,); each sample by itself, nothing is changed."""
-        cells, samples = self.policy(state)
+        training = self.policy.training
+        cells, samples = self.policy.eval()(state)
+        self.policy.train(training)
         cells = cells + torch.where(state.label, self.shift[1], self.shift[2])
         return cells.sigmoid(), (samples + self.shift[0]).sigmoid()

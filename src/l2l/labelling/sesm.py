@@ -23,11 +23,15 @@ class Elevated:
     """What SESM makes of a batch."""
 
     fused: Tensor
-    """Logits (B, h, w) of the fused proposal."""
+    """Logits (B, h, w) of the fused proposal, before guidance."""
     rho: Tensor
     """Logits (B,) of the prior's reliability: the expected IoU of the proposal with the truth; very low if absent."""
     kappa: Tensor
     """Logits (B,) of the model's own reliability: the expected IoU of Q with the truth."""
+    score: Tensor
+    """Logits (B,) of the expected IoU of the fused proposal after guidance."""
+    follow: Tensor
+    """(B,) in [0, 1]: how far the guided decoder may move the fused proposal."""
     gate: Tensor
     """(B,) in [0, 1]: how much of the fused proposal comes from the prior."""
     guidance: list[Tensor]
@@ -51,6 +55,8 @@ def to_logit(p: Tensor, limit: float = 4.0) -> Tensor:
 
 
 EVIDENCE = 12
+PACE = 4.0  # in and out of the judge: a run is a few hundred of Adam's steps, each of a fixed small size
+LOOK = 4  # channels through which the correction sees the picture
 
 
 def evidence(proposal: Tensor, q: Tensor, score: Tensor, present: Tensor) -> Tensor:
@@ -77,18 +83,12 @@ class SESM(nn.Module):
 
     Args:
         width: channels D of the segmenter's decoder maps.
-        words: channels of the sentence vector.
         inner: channels of the reliability head and of the pixel correction.
     """
 
-    def __init__(self, *, width: int, words: int, inner: int = 24):
+    def __init__(self, *, width: int, inner: int = 16):
         super().__init__()
-        match = 16
-        self.match_pixels = nn.Linear(width, match)
-        self.match_words = nn.Linear(words, match)
-        self.judge = nn.Sequential(
-            nn.Linear(EVIDENCE + 2 * match, 2 * inner), nn.GELU(), nn.Dropout(0.1), nn.Linear(2 * inner, 2)
-        )
+        self.judge = nn.Sequential(nn.Linear(EVIDENCE, inner), nn.GELU(), nn.Linear(inner, 4))
         nn.init.zeros_(self.judge[-1].weight)
         nn.init.zeros_(self.judge[-1].bias)
         # The gate's two numbers are kept small and used ten times as large, so that Adam's steps of fixed size can move
@@ -96,9 +96,9 @@ class SESM(nn.Module):
         self.gate_slope = nn.Parameter(torch.tensor(0.1))
         self.gate_start = nn.Parameter(torch.tensor(0.3))
         self.sharpness = nn.Parameter(torch.zeros(2))  # log scale of either map's log odds
-        self.look = nn.Conv2d(width, 8, 1)
+        self.look = nn.Conv2d(width, LOOK, 1)
         self.correct = nn.Sequential(
-            nn.Conv2d(8 + 7, inner, 3, padding=1), nn.GELU(), nn.Conv2d(inner, inner, 3, padding=1), nn.GELU(),
+            nn.Conv2d(LOOK + 7, inner, 3, padding=1), nn.GELU(), nn.Conv2d(inner, inner, 3, padding=1), nn.GELU(),
             nn.Conv2d(inner, 1, 1),
         )  # fmt: skip
         nn.init.zeros_(self.correct[-1].weight)
@@ -109,7 +109,7 @@ class SESM(nn.Module):
         """q: the model's own prediction, logits (B, h, w); no gradient goes back through it."""
         present = proposals.present.float()
         soft, model = proposals.soft.float(), q.detach().float().sigmoid()
-        rho, kappa = self._reliability(encoded, proposals, soft, model)
+        rho, kappa, score, follow = self._reliability(proposals, soft, model)
         gate = present * torch.sigmoid(10 * (self.gate_slope * (rho - kappa).detach() + self.gate_start))
         log_prior = to_logit(soft) * self.sharpness[0].exp()
         log_model = q.detach().float().clamp(-6, 6) * self.sharpness[1].exp()
@@ -120,22 +120,17 @@ class SESM(nn.Module):
         # What is fused is learned from held-out labels alone (losses on `fused`, `rho`, `kappa`), not through guidance:
         # on images the segmenter has memorised, Q would look infallible.
         guidance = self.guide(encoded.maps, soft * present[:, None, None], fused.sigmoid().detach(), trust.detach())
-        return Elevated(fused, rho, kappa, gate, guidance)
+        return Elevated(fused, rho, kappa, score, follow.sigmoid(), gate, guidance)
 
-    def _reliability(
-        self, encoded: Encoded, proposals: Proposals, soft: Tensor, model: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Two logits per sample, from the evidence of the maps and from how well each region matches the sentence."""
-        maps = encoded.maps[1].detach()
-        said = self.match_words(encoded.sentence.detach())
-        matches = []
-        for region in (soft * proposals.present[:, None, None], model):
-            weight = F.interpolate(region[:, None], size=maps.shape[2:], mode="area").to(maps.dtype)
-            seen = (maps * weight).sum((2, 3)) / weight.sum((2, 3)).clamp_min(1e-3)
-            matches.append(torch.tanh(self.match_pixels(seen) * said).float())
+    def _reliability(self, proposals: Proposals, soft: Tensor, model: Tensor) -> tuple[Tensor, ...]:
+        """rho, kappa, score and follow, a logit each per sample, from the evidence of the maps alone.
+
+        What the region looks like and what the sentence says is in Q already, and a few dozen labels are soon learned by
+        heart by anything that sees features: the judge has a few hundred weights.
+        """
         facts = evidence(soft, model, proposals.score, proposals.present)
-        rho, kappa = self.judge(torch.cat([facts, *matches], dim=1)).float().unbind(1)
-        return torch.where(proposals.present, rho, rho.new_tensor(-9.0)), kappa
+        rho, kappa, score, follow = (PACE * self.judge(PACE * facts).float()).unbind(1)
+        return torch.where(proposals.present, rho, rho.new_tensor(-9.0)), kappa, score, follow
 
     def _correction(
         self, encoded: Encoded, log_prior: Tensor, log_model: Tensor, soft: Tensor, model: Tensor, gate: Tensor,

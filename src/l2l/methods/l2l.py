@@ -16,7 +16,7 @@ from torch import Tensor
 from l2l.data.augment import strong_view
 from l2l.data.streams import generator
 from l2l.labelling.policy import AcceptancePolicy, State, observe
-from l2l.labelling.reward import agreement_reward, held_out_direction, truth_reward, utility_reward
+from l2l.labelling.reward import agreement_reward, held_out_direction, truth_reward, utility_reward, weights
 from l2l.labelling.rple import Rple, bernoulli_entropy, policy_gradient
 from l2l.model.network import Answer
 from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
@@ -44,29 +44,28 @@ class L2L:
         config = self.parts.config
         return {"segmenter": config.train.rate, "sesm": config.sesm.rate, "extra": config.rple.rate}
 
-    def fold_at(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(refs the segmenter learns from, refs held out, pairs treated as unlabelled) at a step."""
+    def fold_at(self, step: int) -> tuple[Tensor, Tensor]:
+        """(refs the segmenter learns from, refs held out) at a step."""
         config = self.parts.config
         every = self.parts.labelled_refs
         fold = step // config.sesm.rotate % len(self.folds) if config.sesm.rotate else 0
         held = self.folds[fold]
         seen = every[~torch.isin(every, held)] if len(self.folds) > 1 else every
         if step >= config.sesm.release * config.train.steps:
-            return every, held, self.unlabelled
-        pairs_held = torch.isin(self.parts.pool.ref_of, held).nonzero()[:, 0]
-        return seen, held, torch.cat([self.unlabelled, pairs_held])
+            return every, held
+        return seen, held
 
     def step(self, step: int) -> tuple[Tensor, dict[str, float]]:
         parts, config = self.parts, self.parts.config
         burning = step < config.train.burn_in * config.train.steps
         released = step >= config.sesm.release * config.train.steps
-        seen, held, pool = self.fold_at(step)
+        seen, held = self.fold_at(step)
 
         x = parts.weak(parts.refs_at("labelled", step, config.train.labelled, seen), "labelled", step,
                        swap=config.sesm.swap, drop=config.sesm.drop)  # fmt: skip
         h = parts.weak(parts.refs_at("held out", step, config.train.held_out, held), "held out", step,
                        drop=config.sesm.drop)  # fmt: skip
-        u = parts.weak(parts.rows_at("unlabelled", step, config.train.unlabelled, pool), "unlabelled", step)
+        u = parts.weak(parts.rows_at("unlabelled", step, config.train.unlabelled, self.unlabelled), "unlabelled", step)
         assert x.mask is not None and h.mask is not None
         x_s = strong_view(x.image, parts.rng("strong x", step))
         u_s = strong_view(u.image, parts.rng("strong u", step))
@@ -95,7 +94,7 @@ class L2L:
 
         strong = strong_h if burning else torch.cat([strong_h, student.q[count_x:].detach()])
         assert teacher.elevated is not None
-        state = observe(teacher.elevated, both.proposals, teacher.q, strong, both.image, teacher.encoded.sentence)
+        state = observe(teacher, both.proposals, strong, both.image)
         of_pool = slice(0, None) if burning else slice(count_h, None)
         cells, samples = self.extra.judge(state, remember=of_pool)
         if not released:
@@ -114,6 +113,7 @@ class L2L:
             "loss_u": loss_u.item(), "loss_u_guided": loss_ug.item(), "accept_samples": float(take.mean()),
             "accept_front": float(front), "gate": float(teacher.elevated.gate[count_h:].mean()),
             "rho": float(teacher.elevated.rho[count_h:].sigmoid().mean()),
+            "follow": float(teacher.elevated.follow[count_h:].mean()),
         }  # fmt: skip
 
     def _sesm_loss(self, h: Batch, teacher: Answer) -> tuple[Tensor, dict[str, float]]:
@@ -124,7 +124,7 @@ class L2L:
         q = teacher.q[: len(h.rows)]
         with parts.autocast():
             elevated = parts.network.sesm(encoded, h.proposals, q)
-            guided, _ = parts.teacher.segmenter.decode(encoded, elevated.guidance)
+            guided = parts.teacher.guide(encoded, elevated, honest=True)
         y = h.mask > 0.5
         here = h.proposals.present
         loss_fused = segmentation_loss(elevated.fused, h.mask).mean()
@@ -132,8 +132,9 @@ class L2L:
         iou_prior, iou_model = hard_iou(h.proposals.soft > 0.5, y), hard_iou(q > 0, y)
         loss_rho = reliability_loss(elevated.rho, iou_prior, here)
         loss_kappa = reliability_loss(elevated.kappa, iou_model, torch.ones_like(here))
-        iou_fused = hard_iou(elevated.fused > 0, y)
-        return loss_fused + loss_guided + loss_rho + loss_kappa, {
+        iou_fused = hard_iou(guided > 0, y)
+        loss_score = reliability_loss(elevated.score, iou_fused, torch.ones_like(here))
+        return loss_fused + loss_guided + loss_rho + loss_kappa + loss_score, {
             "loss_fused": loss_fused.item(), "loss_rho": loss_rho.item(), "loss_kappa": loss_kappa.item(),
             "held_out_prior": float((iou_prior * here).sum() / here.sum().clamp_min(1)),
             "held_out_model": float(iou_model.mean()), "held_out_fused": float(iou_fused.mean()),
@@ -145,7 +146,7 @@ class L2L:
     ) -> tuple[Tensor, dict[str, float]]:
         """REINFORCE on the held-out labels, plus agreement and one-step utility on the unlabelled pairs."""
         config = self.parts.config
-        assert h.mask is not None and teacher.elevated is not None
+        assert h.mask is not None and teacher.elevated is not None and teacher.guided is not None
         count = len(h.rows)
         rng = self.parts.rng("actions", step)
         reward = truth_reward(state.label[:count], h.mask > 0.5, wrong=config.rple.wrong)
@@ -155,7 +156,7 @@ class L2L:
         if not burning and (config.rple.agreement or config.rple.utility):
             label, q = state.label[count:], teacher.q[count:]
             direction = held_out_direction(teacher.q[:count], teacher.features[:count], h.mask > 0.5)
-            agree = agreement_reward(label, u.proposals.soft, q.sigmoid(), teacher.elevated.fused[count:].sigmoid(),
+            agree = agreement_reward(label, u.proposals.soft, q.sigmoid(), teacher.guided[count:].sigmoid(),
                                      teacher.elevated.rho[count:].sigmoid())  # fmt: skip
             useful = utility_reward(label, q, teacher.features[count:], direction)
             blind = config.rple.agreement * agree + config.rple.utility * useful
@@ -163,9 +164,13 @@ class L2L:
                 cells[count:], samples[count:], blind, count=config.rple.samples, generator=rng
             ).loss
             logs |= {"reward_agreement": float(agree.sum((1, 2)).mean()), "utility": float(useful.sum((1, 2)).mean())}
-        left = max(0.0, 1 - step / (config.sesm.release * config.train.steps))
-        spread = bernoulli_entropy(cells).mean() + bernoulli_entropy(samples).mean()
-        return loss - config.rple.entropy * left * spread, logs | {"policy_entropy": spread.item() / 2}
+        # Entropy in the reward's own units (each cell by its weight): the best policy is then sigma(expected reward /
+        # temperature), so its logits rank cells and samples by what they are worth instead of running off to 0 and 1.
+        done = min(1.0, step / (config.sesm.release * config.train.steps))
+        temperature = config.rple.entropy * (1 - done) + config.rple.entropy_end * done
+        spread = (weights(state.label) * bernoulli_entropy(cells)).sum((1, 2)).mean()
+        spread = spread + bernoulli_entropy(samples).mean()
+        return loss - temperature * spread, logs | {"policy_entropy": spread.item() / 2}
 
 
 def make_folds(parts: Parts) -> list[Tensor]:

@@ -44,5 +44,14 @@ class Network(nn.Module):
         if proposals is None:
             return Answer(encoded, q, features)
         elevated = self.sesm(encoded, proposals, q)
-        guided, _ = self.segmenter.decode(encoded, elevated.guidance)
-        return Answer(encoded, q, features, elevated, guided)
+        return Answer(encoded, q, features, elevated, self.guide(encoded, elevated))
+
+    def guide(self, encoded: Encoded, elevated: Elevated, *, honest: bool = False) -> Tensor:
+        """Guided logits (B, h, w): the fused proposal, moved by the decoder as far as SESM says it may be followed.
+
+        On pictures it has learned by heart the decoder is always right; how far it is to be followed elsewhere is learned
+        from held-out labels alone (`honest`), like everything else in SESM but its guidance.
+        """
+        added, _ = self.segmenter.decode(encoded, elevated.guidance)
+        follow = elevated.follow if honest else elevated.follow.detach()
+        return follow[:, None, None] * added + elevated.fused.detach()

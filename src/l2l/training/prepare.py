@@ -107,7 +107,7 @@ def build_network(config: Config, vocabulary: Vocabulary) -> Network:
         ),
         words=model.text_width, width=model.width, context=model.context,
     )  # fmt: skip
-    network = Network(segmenter=segmenter, sesm=SESM(width=model.width, words=model.text_width))
+    network = Network(segmenter=segmenter, sesm=SESM(width=model.width))
     return network.to(config.train.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

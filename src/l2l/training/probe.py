@@ -29,10 +29,10 @@ class Judged:
     """P (N, h, w) in [0, 1]."""
     q: Tensor
     """The teacher's own prediction without the prior, probabilities."""
+    mixture: Tensor
+    """What SESM mixes of the two before the segmenter is guided by it, probabilities."""
     fused: Tensor
-    """The fused proposal, probabilities."""
-    guided: Tensor
-    """The teacher's prediction with guidance, probabilities."""
+    """The fused proposal: the guided answer, probabilities."""
     cells: Tensor | None
     """Probability of acceptance per cell; `None` without a policy."""
     samples: Tensor | None
@@ -56,8 +56,6 @@ def judge(
     network: Network, rple: Rple | None, batches: list[Batch], *, autocast: torch.autocast, seed: int = 0
 ) -> Judged:
     """Run teacher, SESM and policy over batches as they are (no weak view); the strong view is drawn from `seed`."""
-    from l2l.labelling.policy import expected_iou
-
     parts: dict[str, list[Tensor]] = {}
     for number, batch in enumerate(batches):
         with autocast:
@@ -65,17 +63,15 @@ def judge(
             elevated = answer.elevated
             assert elevated is not None and answer.guided is not None
             out = {
-                "proposal": batch.proposals.soft, "q": answer.q.sigmoid(), "fused": elevated.fused.sigmoid(),
-                "guided": answer.guided.sigmoid(), "rho": elevated.rho.sigmoid(), "present": batch.proposals.present,
-                "expected": expected_iou(elevated),
+                "proposal": batch.proposals.soft, "q": answer.q.sigmoid(), "fused": answer.guided.sigmoid(),
+                "mixture": elevated.fused.sigmoid(), "rho": elevated.rho.sigmoid(), "present": batch.proposals.present,
+                "expected": elevated.score.sigmoid(),
             }  # fmt: skip
             if rple is not None:
                 strong = strong_view(batch.image, generator(seed, "judge", number))
                 other = network(normalise(strong), batch.tokens).q
         if rple is not None:
-            state: State = observe(
-                elevated, batch.proposals, answer.q, other, batch.image, answer.encoded.sentence
-            )
+            state: State = observe(answer, batch.proposals, other, batch.image)
             out["cells"], out["samples"] = rple.decide(state)
         for name, value in out.items():
             parts.setdefault(name, []).append(value.cpu())
@@ -108,7 +104,7 @@ def measure(judged: Judged, truth: Tensor) -> dict[str, float]:
         "iou_proposal": float(hard_iou((judged.proposal > 0.5) & judged.present[:, None, None], truth).mean()),
         "iou_fused": float(hard_iou(label, truth).mean()),
         "iou_model": float(hard_iou(judged.q > 0.5, truth).mean()),
-        "iou_guided": float(hard_iou(judged.guided > 0.5, truth).mean()),
+        "iou_mixture": float(hard_iou(judged.mixture > 0.5, truth).mean()),
         "rho": float(judged.rho.mean()),
     }
     if judged.cells is None or judged.samples is None:
