@@ -25,7 +25,7 @@ def network(*, stir: float = 0.05) -> Network:
         text=CompactText(vocabulary_size=30, width=16, length=9, depth=1),
         words=16, width=12, context=(0, 1, 1),
     )  # fmt: skip
-    made = Network(segmenter=segmenter, sesm=SESM(width=12, words=16)).eval()
+    made = Network(segmenter=segmenter, sesm=SESM(width=12)).eval()
     with torch.no_grad():
         for one in made.parameters():
             one.add_(stir * torch.randn_like(one))

@@ -276,7 +276,7 @@ def test_deciding_uses_the_stored_shift_and_changes_nothing() -> None:
     rple.shift.copy_(torch.tensor([0.5, -1.0, 2.0]))
     before, state = copy.deepcopy(rple.state_dict()), state_of(5, seed=9)
     cells, samples = rple.decide(state)
-    raw_cells, raw_samples = rple.policy(state)
+    raw_cells, raw_samples = rple.policy.eval()(state)
     assert torch.allclose(samples, (raw_samples + 0.5).sigmoid())
     assert torch.allclose(cells[state.label], (raw_cells - 1)[state.label].sigmoid())
     assert torch.allclose(cells[~state.label], (raw_cells + 2)[~state.label].sigmoid())

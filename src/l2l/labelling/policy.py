@@ -52,8 +52,9 @@ def observe(answer: Answer, proposals: Proposals, strong: Tensor, image: Tensor)
     """Build the state of a batch.
 
     Args:
-        answer: the teacher's, on the weak view, with proposals; its guided logits are the fused proposal under judgement.
-        strong: logits (B, h, w) without prior on the strong view of the same pixels. image: the weak view, (B, 3, H, W).
+        answer: the teacher's, on the weak view, with proposals; its guided logits are the proposal under judgement.
+        strong: logits (B, h, w) without prior on the strong view of the same pixels.
+        image: the weak view, (B, 3, H, W).
     """
     elevated, guided = answer.elevated, answer.guided
     assert elevated is not None and guided is not None

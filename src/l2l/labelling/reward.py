@@ -22,8 +22,9 @@ def boundary(label: Tensor) -> Tensor:
 def weights(label: Tensor, truth: Tensor | None = None, *, background: float = 0.2, edge: float = 0.5) -> Tensor:
     """How much each cell counts, (B, h, w), summing to 1 in each sample.
 
-    The foreground of `label` (and of `truth`, where known) counts 1 - `background` in all, the rest `background` in all,
-    however small the object is: if cells counted alike, the easy background of a small object would pay for anything.
+    The foreground of `label` (and of `truth`, where known) counts 1 - `background` in all, the rest `background` in
+    all, however small the object is: if cells counted alike, the easy background of a small object would pay for
+    anything.
     Cells at an outline count `1 + edge` times as much as their like. A map with one kind of cell only gives all to it.
     """
     object_ = label if truth is None else label | truth

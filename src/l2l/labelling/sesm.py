@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2l.model.guidance import Guidance
@@ -125,8 +124,8 @@ class SESM(nn.Module):
     def _reliability(self, proposals: Proposals, soft: Tensor, model: Tensor) -> tuple[Tensor, ...]:
         """rho, kappa, score and follow, a logit each per sample, from the evidence of the maps alone.
 
-        What the region looks like and what the sentence says is in Q already, and a few dozen labels are soon learned by
-        heart by anything that sees features: the judge has a few hundred weights.
+        What the region looks like and what the sentence says is in Q already, and a few dozen labels are soon learned
+        by heart by anything that sees features: the judge has a few hundred weights.
         """
         facts = evidence(soft, model, proposals.score, proposals.present)
         rho, kappa, score, follow = (PACE * self.judge(PACE * facts).float()).unbind(1)

@@ -49,8 +49,8 @@ class Network(nn.Module):
     def guide(self, encoded: Encoded, elevated: Elevated, *, honest: bool = False) -> Tensor:
         """Guided logits (B, h, w): the fused proposal, moved by the decoder as far as SESM says it may be followed.
 
-        On pictures it has learned by heart the decoder is always right; how far it is to be followed elsewhere is learned
-        from held-out labels alone (`honest`), like everything else in SESM but its guidance.
+        On pictures it has learned by heart the decoder is always right; how far it is to be followed elsewhere is
+        learned from held-out labels alone (`honest`), like everything else in SESM but its guidance.
         """
         added, _ = self.segmenter.decode(encoded, elevated.guidance)
         follow = elevated.follow if honest else elevated.follow.detach()

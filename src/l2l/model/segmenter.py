@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2l.model.text import PAD
-
 from l2l.model.fusion import PixelWordAttention, SceneWordContext
+from l2l.model.text import PAD
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,9 @@ class CompactEncoder(nn.Module):
         self.channels = tuple(channels)
         first = channels[0]
         self.stem = nn.Sequential(
-            nn.Conv2d(3, first, 3, stride=2, padding=1), nn.BatchNorm2d(first), nn.ReLU(), nn.Conv2d(first, first, 3, 2, 1)
-        )
+            nn.Conv2d(3, first, 3, stride=2, padding=1), nn.BatchNorm2d(first), nn.ReLU(),
+            nn.Conv2d(first, first, 3, stride=2, padding=1),
+        )  # fmt: skip
         stages = []
         before = first
         for stage, (width, depth) in enumerate(zip(channels, depths, strict=True)):
