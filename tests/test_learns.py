@@ -20,10 +20,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(world: Path, method: str, steps: int) -> Config:
     config = Config()
-    config = config.replace("data", data=str(world / "data"), prior=str(world / "priors"), rate=0.5, height=64, width=64)
+    config = config.replace(
+        "data", data=str(world / "data"), prior=str(world / "priors"), rate=0.5, height=64, width=64,
+    )  # fmt: skip
     config = config.replace("model", channels=(16, 32, 48, 64), depths=(1, 1, 1, 1), context=(0, 1, 0), width=32)
     return config.replace(
-        "train", method=method, steps=steps, labelled=12, held_out=8, unlabelled=8, rate=2e-3, probe_every=20, save_every=40,
+        "train", method=method, steps=steps, labelled=12, held_out=8, unlabelled=8, rate=2e-3, probe_every=20,
+        save_every=40,
     )  # fmt: skip
 
 

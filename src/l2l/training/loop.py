@@ -173,17 +173,26 @@ def train_step(run: Run) -> dict[str, float]:
     loss, logs = run.method.step(step)
     value = loss.item()
     if not math.isfinite(value):
-        shown = ", ".join(f"{name} {value:.3g}" for name, value in logs.items())
-        raise NonFiniteLoss(f"the loss is {value} at step {step} (seed {config.train.seed}): {shown}")
+        shown = ", ".join(f"{name} {part:.3g}" for name, part in logs.items())
+        raise NonFiniteLoss(f"the loss is {value} at step {step} ({shown}); {_batch(run)}")
     run.optimiser.zero_grad()
     loss.backward()
     for module in (run.parts.network.segmenter, run.parts.network.sesm, run.method.extra):
         if any(True for _ in module.parameters()):
-            nn.utils.clip_grad_norm_(module.parameters(), config.train.clip)
+            norm = nn.utils.clip_grad_norm_(module.parameters(), config.train.clip).item()
+            if not math.isfinite(norm):
+                raise NonFiniteLoss(f"a gradient is {norm} at step {step}; {_batch(run)}")
     run.optimiser.step()
     follow(run.parts.teacher, run.parts.network, step=step, decay=config.train.ema)
     run.step += 1
     return {"loss": value, **logs}
+
+
+def _batch(run: Run) -> str:
+    """The pairs of the step under way, by stream."""
+    ids = run.parts.pool.ids
+    streams = (f"{name}: {', '.join(ids[row] for row in rows.tolist())}" for name, rows in run.parts.dealt.items())
+    return f"batch of seed {run.config.train.seed}: {'; '.join(streams)}"
 
 
 def schedule(step: int, steps: int) -> float:

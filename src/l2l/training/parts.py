@@ -30,6 +30,8 @@ class Parts:
     """Its slow mean."""
     precision: torch.dtype
     """bfloat16 or float32, what autocast uses."""
+    dealt: dict[str, Tensor] = field(default_factory=dict)
+    """The rows of the step under way, by stream: what an error message names."""
     _streams: dict[str, Stream] = field(default_factory=dict)
 
     @property
@@ -53,6 +55,7 @@ class Parts:
 
     def weak(self, rows: Tensor, name: str, step: int, *, swap: float = 0.0, drop: float = 0.0) -> Batch:
         """A weak view of some rows, with some priors swapped or dropped."""
+        self.dealt[name] = rows
         rng = generator(self.config.train.seed, name, "view", step)
         view = draw_geometry(self.pool.mirrorable[rows], rng, least=self.config.train.zoom)
         swapped = torch.rand(len(rows), generator=rng) < swap

@@ -1,0 +1,83 @@
+"""The loop's own promises: it stops before a bad step, names the batch, and forgets what was logged too far."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_world
+
+from l2l.config import Config
+from l2l.errors import InputError
+from l2l.training.loop import METRICS, NonFiniteLoss, Run, _cut_metrics, schedule, train, train_step
+from l2l.training.prepare import prepare
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    world = make_world(tmp_path_factory.mktemp("loop"), count=20)
+    made = Config().replace(
+        "data", data=str(world / "data"), prior=str(world / "priors"), rate=0.5, height=64, width=64,
+    )  # fmt: skip
+    made = made.replace("model", channels=(16, 24, 32, 40), depths=(1, 1, 1, 1), width=16, text_width=24)
+    return made.replace(
+        "train", method="l2l", steps=4, labelled=3, held_out=3, unlabelled=3, burn_in=0.0, probe_pairs=4,
+        precision="float32",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_it_stops_before_a_bad_step_and_names_the_batch(config: Config, where: str) -> None:
+    run = Run.start(config, prepare(config))
+    train_step(run)
+    before = {name: one.clone() for name, one in run.parts.network.state_dict().items() if "running" not in name}
+    step = run.method.step
+
+    def poisoned(number: int) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, logs = step(number)
+        bias = run.parts.network.segmenter.classify.bias
+        # sqrt(x) at 0: its value is fine, its gradient is not
+        return (loss * float("nan") if where == "loss" else loss + 0 * (bias - bias).sqrt().sum()), logs
+
+    run.method.step = poisoned  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteLoss) as caught:
+        train_step(run)
+    dealt = {run.parts.pool.ids[row] for rows in run.parts.dealt.values() for row in rows.tolist()}
+    assert dealt and all(name in str(caught.value) for name in dealt)
+    assert {"labelled", "held out", "unlabelled"} == set(run.parts.dealt)
+    after = run.parts.network.state_dict()
+    assert all(torch.equal(one, after[name]) for name, one in before.items() if "num_batches" not in name)
+
+
+def test_the_schedule_rises_and_falls() -> None:
+    rates = [schedule(step, 200) for step in range(200)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1) and rates[-1] < 0.03
+    assert rates.index(max(rates)) in (9, 10) and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_metrics_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (10, 20, 30)) + '{"step": 4')
+    _cut_metrics(path, 20)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20]
+
+
+def test_held_out_labels_are_not_learned_from_before_the_release(config: Config) -> None:
+    run = Run.start(config, prepare(config))
+    seen, held = run.method.fold_at(0)  # type: ignore[attr-defined]
+    assert len(seen) and len(held) and not set(seen.tolist()) & set(held.tolist())
+    pool = run.parts.pool
+    image = {int(ref): int(pool.image_of[pool.pairs_of[ref][0]]) for ref in [*seen.tolist(), *held.tolist()]}
+    assert not {image[one] for one in seen.tolist()} & {image[one] for one in held.tolist()}
+    unlabelled = set(pool.ref_of[run.method.unlabelled].tolist())  # type: ignore[attr-defined]
+    assert not unlabelled & set(held.tolist())  # nor as unlabelled pairs
+    late, _ = run.method.fold_at(config.train.steps - 1)  # type: ignore[attr-defined]
+    assert set(late.tolist()) == set(seen.tolist()) | set(held.tolist())
+
+
+def test_another_configuration_is_not_resumed(config: Config, tmp_path: Path) -> None:
+    train(config, tmp_path / "run", stop_after=1)
+    with pytest.raises(InputError, match="configuration"):
+        train(config.replace("train", seed=5), tmp_path / "run", resume=True)
