@@ -83,7 +83,10 @@ def test_the_own_opinion_does_not_hear_the_prior() -> None:
 def test_guidance_starts_without_effect() -> None:
     made, (image, tokens, proposals) = network(stir=0), inputs()
     answer = made(image, tokens, proposals)
-    assert answer.guided is not None and torch.equal(answer.guided, answer.q)
+    assert answer.guided is not None and answer.elevated is not None
+    assert not any(one.any() for one in answer.elevated.guidance)
+    # so the decoder adds what it says without guidance, and half of it is followed
+    assert torch.allclose(answer.guided, answer.elevated.fused + 0.5 * answer.q, atol=1e-5)
 
 
 def test_pairs_do_not_see_one_another() -> None:
