@@ -13,7 +13,9 @@ from torch import Tensor
 
 from l2l.data import augment
 from l2l.data.augment import Geometry, draw_geometry, mirror_sentence, strong_view
-from l2l.data.scenes import HOME, SIDE, Meaning, SceneObject, holds, kind_of, scene
+from l2l.data.scene_pictures import HOME, SIDE, SceneObject
+from l2l.data.scene_sentences import Meaning, holds, kind_of
+from l2l.data.scenes import scene
 
 WORDS = (
     "left", "right", "Left", "RIGHT", "leftmost", "right-hand", "left's", "upright", "bright", "brightest", "next",

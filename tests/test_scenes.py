@@ -10,24 +10,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from l2l.data import scenes
-from l2l.data.scenes import (
-    COLOURS,
-    KINDS,
-    SENTENCES,
-    SHAPES,
-    SIDE,
-    VISIBLE,
-    WORLDS,
-    Meaning,
-    Scene,
-    SceneObject,
-    holds,
-    kind_of,
-    render_address,
-    scene,
-    world_samples,
-)
+from l2l.data import scene_pictures, scene_sentences, scenes
+from l2l.data.scene_pictures import COLOURS, KINDS, SENTENCES, SHAPES, SIDE, VISIBLE, WORLDS, SceneObject
+from l2l.data.scene_sentences import Meaning, holds, kind_of
+from l2l.data.scenes import Scene, render_address, scene, world_samples
 from l2l.errors import InputError
 from l2l.sample import Sample
 
@@ -106,7 +92,7 @@ def test_shapes_types_and_bounds(drawn: list[Scene]) -> None:
         assert max(Counter(sentence.targets for sentence in one.sentences).values()) <= 2
         assert len({sentence.meaning for sentence in one.sentences}) == len(one.sentences)
         for thing in one.objects:
-            low, high = scenes.RADII[thing.size]
+            low, high = scene_pictures.RADII[thing.size]
             assert low <= thing.radius <= high
 
 
@@ -114,7 +100,7 @@ def test_shapes_types_and_bounds(drawn: list[Scene]) -> None:
 def test_masks_are_the_visible_pixels(world: str) -> None:
     hidden = 0
     for index in range(COUNT):
-        one, layout = scene(world, SEED, index), scenes._layout(world, SEED, index)
+        one, layout = scene(world, SEED, index), scene_pictures.layout_of(world, SEED, index)
         for number, (thing, cover) in enumerate(zip(layout.objects, layout.covers, strict=True)):
             whole, visible = int((cover >= 5).sum()), int((one.labels == number + 1).sum())
             assert 100 * visible >= VISIBLE * whole >= 100 * 20
@@ -196,7 +182,7 @@ def test_colours_of_objects_tell_but_are_not_constant() -> None:
 
 def test_order_of_calls_does_not_matter() -> None:
     def fresh(index: int) -> tuple[bytes, bytes, tuple[str, ...]]:
-        for cache in (scenes._layout, scenes._picture, scenes._sentences):
+        for cache in (scene_pictures.layout_of, scene_pictures.picture_of, scene_sentences.sentences_of):
             cache.cache_clear()
         one = scene("away", 5, index)
         return one.picture.tobytes(), one.labels.tobytes(), tuple(sentence.text for sentence in one.sentences)
@@ -293,6 +279,7 @@ def test_arguments_out_of_range() -> None:
 
 
 def test_kind_of_and_its_example() -> None:
-    assert doctest.testmod(scenes).failed == 0
+    for module in (scenes, scene_pictures, scene_sentences):
+        assert doctest.testmod(module).failed == 0
     assert kind_of("The Red Star") == "attribute"
     assert kind_of("square nearest to the blue cross") == "relation"

@@ -169,7 +169,8 @@ def _table(rows: list[Row]) -> list[dict[str, Any]]:
 
 def _by_kind(rows: list[Row], samples: Sequence[Sample]) -> dict[str, Any] | None:
     """mIoU by kind of sentence, for drawn scenes."""
-    from l2l.data.scenes import KINDS, kind_of
+    from l2l.data.scene_pictures import KINDS
+    from l2l.data.scene_sentences import kind_of
 
     if not samples or not samples[0].image.startswith("scenes:"):
         return None
