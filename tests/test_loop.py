@@ -81,3 +81,9 @@ def test_another_configuration_is_not_resumed(config: Config, tmp_path: Path) ->
     train(config, tmp_path / "run", stop_after=1)
     with pytest.raises(InputError, match="configuration"):
         train(config.replace("train", seed=5), tmp_path / "run", resume=True)
+
+
+def test_without_unlabelled_pairs_there_is_nothing_to_explore(config: Config) -> None:
+    known = config.replace("data", data="scenes", scenes_count=10, prior="", rate=1.0)
+    with pytest.raises(InputError, match="unlabelled"):
+        Run.start(known, prepare(known))

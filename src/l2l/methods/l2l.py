@@ -1,9 +1,10 @@
 """Learning to Label: the closed loop of prior, SESM, RPLE and segmenter, one step at a time.
 
-Labelled images are of two kinds. The segmenter learns from one; the other (the held-out fold) is, to the segmenter,
-just more unlabelled pairs, so what the teacher says of them is as good or bad as what it says of the pool. From these
-labels SESM learns how far to trust whom, and the policy learns which pixels to believe. Late in the run
-(`sesm.release`) the segmenter gets them too, and SESM and the policy rest.
+Labelled images are of two kinds. The segmenter learns from one; the other (the held-out fold) it does not see at all,
+so that the teacher knows no more of them than of the pool. From these labels SESM learns how far to trust whom, and the
+policy learns which pixels to believe. (They must not take part as unlabelled pairs either: SESM comes to know them by
+heart, and would hand their truth to the segmenter.) Late in the run (`sesm.release`) the segmenter gets them too, and
+SESM and the policy rest.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from l2l.data.augment import strong_view
 from l2l.data.streams import generator
+from l2l.errors import InputError
 from l2l.labelling.policy import AcceptancePolicy, State, observe
 from l2l.labelling.reward import agreement_reward, held_out_direction, truth_reward, utility_reward, weights
 from l2l.labelling.rple import Rple, bernoulli_entropy, policy_gradient
@@ -39,6 +41,8 @@ class L2L:
         self.extra = Rple(policy=policy, bands=bands, memory=config.rple.memory)
         self.folds = make_folds(parts)
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
+        if not len(self.unlabelled):
+            raise InputError("l2l learns from unlabelled pairs, here are none: lower --rate or add --unlabelled FILE")
 
     def learning_rates(self) -> Mapping[str, float]:
         config = self.parts.config
