@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from l2l.data.read import read
-from l2l.metrics import iou, overlap
+from l2l.metrics import calibration, iou, overlap
 from l2l.rle import Rle
 
 
@@ -27,16 +27,15 @@ def main(data: str, labels: str) -> None:
                 rows.append((float(iou(*map(np.array, found))), line["score"], line["accepted"]))
     reached, expected, accepted = (np.array(column) for column in zip(*rows, strict=True))
     accepted = accepted.astype(bool)
-    print(f"{len(rows)} masks, mean IoU {reached.mean():.4f}, mean expected IoU {expected.mean():.4f}, "
-          f"correlation {np.corrcoef(reached, expected)[0, 1]:.3f}")  # fmt: skip
+    score = calibration(expected, reached, bins=5)
+    print(f"{score.n} masks, mean IoU {score.achieved:.4f}, mean expected IoU {score.expected:.4f}, "
+          f"correlation {score.correlation:.3f}")  # fmt: skip
     for name, mine in (("accepted", accepted), ("refused", ~accepted)):
         if mine.any():
             print(f"{name:9s} {mine.mean():6.1%} of the masks, mean IoU {reached[mine].mean():.4f}")
-    error = 0.0
-    for part in np.array_split(expected.argsort(kind="stable"), 5):
-        error += abs(expected[part].mean() - reached[part].mean()) / 5
-        print(f"expected {expected[part].mean():.3f}  achieved {reached[part].mean():.3f}  n {len(part)}")
-    print(f"expected calibration error {error:.4f}")
+    for part in score.bins:
+        print(f"expected {part.expected:.3f}  achieved {part.achieved:.3f}  n {part.n}")
+    print(f"expected calibration error {score.ece:.4f}")
 
 
 if __name__ == "__main__":

@@ -85,8 +85,11 @@ def test_guidance_starts_without_effect() -> None:
     answer = made(image, tokens, proposals)
     assert answer.guided is not None and answer.elevated is not None
     assert not any(one.any() for one in answer.elevated.guidance)
-    # so the decoder adds what it says without guidance, and half of it is followed
-    assert torch.allclose(answer.guided, answer.elevated.fused + 0.5 * answer.q, atol=1e-5)
+    # so the decoder adds what it says without guidance, but for its bias towards background, and little is followed
+    follow = answer.elevated.follow[:, None, None]
+    assert follow.max() < 0.1
+    added = answer.q - made.segmenter.classify.bias
+    assert torch.allclose(answer.guided, answer.elevated.fused + follow * added, atol=1e-5)
 
 
 def test_pairs_do_not_see_one_another() -> None:

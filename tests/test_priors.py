@@ -265,6 +265,25 @@ def test_simulated_priors_are_drawn_again_the_same() -> None:
     assert source.name == "simulated (70% right)" and Simulated(WORLD, accuracy=0.25).name == "simulated (25% right)"
 
 
+def test_systematic_errors_repeat_and_point_at_the_largest() -> None:
+    source = Simulated(WORLD, accuracy=0.6, errors="systematic", jitter=0.0)
+    wrong: dict[tuple[str, str], set[bool]] = {}
+    for (sample, sentence), prior in zip(ASKED, source.answer(ASKED), strict=True):
+        own, others = box_of(sample.mask()), [box_of(one.mask()) for one in WORLD if one.image == sample.image]
+        others = [one for one in others if one is not None and one != own]
+        words = sentence.split()
+        erred = prior.boxes[0] != own
+        wrong.setdefault((words[0], words[-1]), set()).add(erred)
+        if erred and others:
+            assert prior.boxes[0] == max(others, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
+    assert all(len(found) == 1 for found in wrong.values())  # a kind of sentence errs in every picture, or in none
+    assert {found.pop() for found in wrong.values()} == {True, False}
+    random = Simulated(WORLD, accuracy=0.6, jitter=0.0)
+    assert "systematic" in source.name and source.fingerprint() != random.fingerprint()
+    with pytest.raises(InputError, match="random or systematic"):
+        Simulated(WORLD, errors="often")
+
+
 def test_a_sentence_without_target_gets_a_wrong_box() -> None:
     samples = world_samples(20, 4, no_target=0.5)
     empty = [sample for sample in samples if sample.targets == ()]

@@ -3,21 +3,25 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from l2l.config import Config
+from l2l.config import Config, MethodName
 from l2l.errors import InputError
 from l2l.evaluate import Evaluation, evaluate
-from l2l.report import report
-from l2l.report_curves import read_metrics
+from l2l.metrics import Calibration, calibration
+from l2l.report import METHODS, _stored, report
+from l2l.report_calibration import calibrated, meaning
+from l2l.report_curves import Event, read_metrics, told
 from l2l.report_gallery import choose, mask_panel, panel_size, resize_mask, soft_panel
 from l2l.report_plots import _places, running_mean
-from l2l.training.loop import train
+from l2l.training.loop import METRICS, train
 
 EVIL = "<script>alert('red & big')</script>"
 NETWORK = [
@@ -137,8 +141,8 @@ def test_sentences_are_text(page: str) -> None:
 def test_all_parts_are_there_in_order(page: str) -> None:
     titles = re.findall(r"<h2>([^<]*)", page)
     assert [title.split(",")[0].strip() for title in titles] == [
-        "Scores on data", "Temporal evolution of pseudo-supervision quality", "Joint distribution of scores", "Gallery",
-        "Training", "How to read this",
+        "Scores on data", "Temporal evolution of pseudo-supervision quality", "Joint distribution of scores",
+        "Calibration", "Gallery", "Training", "How to read this",
     ]  # fmt: skip
     for text in (
         "accuracy of the selected region", "Model overruled a wrong prior", "sample accepted with probability",
@@ -184,10 +188,12 @@ def test_without_truth_for_the_unlabelled(tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"image": "data/0.png", "expression": "the square"}) + "\n")
     chosen = config(data, "l2l").override("data.rate=1").override(f"data.unlabelled={pairs}")
+    chosen = chosen.override("rple.guard=false")  # to it, so few labels are no evidence: it would hold out none
     train(chosen.override("train.steps=20"), tmp_path / "run")  # the labels held out are logged before the release
     page = report(tmp_path / "run", gallery=4).read_text(encoding="utf-8")
     assert "There is no truth to measure with" in page and "held out of the segmenter" in page
     assert "IoU on held-out labels, %" in page and len(headline(page)) == 3
+    assert "The drift guard was off." in page
 
 
 def test_without_truth_on_the_split(tmp_path: Path) -> None:
@@ -205,13 +211,25 @@ def test_stored_evaluations_are_read_unless_the_weights_are_younger(runs: Path, 
     path = run / "evaluations" / "data-val-no-prior.json"
     one = Evaluation.from_json(json.loads(path.read_text()))
     value = one.to_json() | {"pairs": [[pair.id, 12345, 54321, 0.5] for pair in one.pairs]}
+    old = {name: part for name, part in value.items() if name not in ("run", "step", "weights")}
+    planted, true = "22.73", f"{100 * one.scores.miou:.2f}"
+    assert one.step == 10 and len(one.weights) == 32
+
     path.write_text(json.dumps(value))
-    assert headline(report(run, gallery=0).read_text())[1][1][0] == "22.73"
+    assert headline(report(run, gallery=0).read_text())[1][1][0] == planted
     path.write_text("{ damaged")
-    assert headline(report(run, gallery=0).read_text())[1][1][0] == f"{100 * one.scores.miou:.2f}"
-    path.write_text(json.dumps(value))
-    os.utime(path, (1, 1))
-    assert headline(report(run, gallery=0).read_text())[1][1][0] == f"{100 * one.scores.miou:.2f}"
+    assert headline(report(run, gallery=0).read_text())[1][1][0] == true
+
+    def kept(content: dict[str, object], *, aged: bool = False) -> bool:
+        path.write_text(json.dumps(content))
+        if aged:
+            os.utime(path, (1, 1))
+        about = json.loads((run / "about.json").read_text())
+        return "without" in _stored(run, "val", about, [pair.id for pair in one.pairs])
+
+    assert kept(value) and kept(value, aged=True)  # it says whose it is: its age does not matter
+    assert not kept(value | {"weights": "0" * 32}) and not kept(value | {"run": "another"})
+    assert kept(old) and not kept(old, aged=True)  # of an older version: by age
 
 
 def test_a_prior_that_is_gone_is_said(runs: Path, tmp_path: Path) -> None:
@@ -236,9 +254,79 @@ def test_what_is_not_there(runs: Path, tmp_path: Path) -> None:
 
 def test_a_log_that_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 10, "loss": 2.0}\n{"step": 10, "probe": {"rho": 0.5}}\n7\n{"step": 20, "lo')
-    assert read_metrics(path) == ([{"step": 10, "loss": 2.0}], [{"step": 10, "rho": 0.5}])
-    assert read_metrics(tmp_path / "none") == ([], [])
+    path.write_text(
+        '{"step": 10, "loss": 2.0}\n{"step": 10, "probe": {"rho": 0.5}}\n7\n{"step": 12, "event": "drift guard: x"}\n'
+        '{"step": "?", "event": "y"}\n{"step": Infinity, "event": "y"}\n{"step": 20, "lo'
+    )
+    event = Event(12, "drift guard: x")
+    assert read_metrics(path) == ([{"step": 10, "loss": 2.0}], [{"step": 10, "rho": 0.5}], [event])
+    assert read_metrics(tmp_path / "none") == ([], [], [])
+
+
+QUIET, BOX = "The drift guard did not step in.", '<div class="box"'
+
+
+def with_events(run: Path, to: Path, *events: tuple[int, str]) -> str:
+    """The page of a copy of a run whose log has exactly these events."""
+    shutil.copytree(run, to)
+    lines = [line for line in (to / METRICS).read_text().splitlines() if "event" not in line]
+    lines += [json.dumps({"step": step, "event": text}) for step, text in events]
+    (to / METRICS).write_text("".join(line + "\n" for line in lines))
+    return report(to, gallery=0).read_text(encoding="utf-8")
+
+
+def test_what_the_drift_guard_did_is_told(runs: Path, tmp_path: Path) -> None:
+    none = with_events(runs / "l2l", tmp_path / "none")
+    assert QUIET in none and BOX not in none
+    one = with_events(runs / "l2l", tmp_path / "one", (4, f"drift guard: the fusion drifted: {EVIL}"))
+    assert BOX in one and QUIET not in one and "The drift guard stepped in at step 4" in one
+    assert "<b>step 4</b><span>the fusion drifted: &lt;script&gt;alert(&#39;red &amp; big&#39;)" in one
+    assert "<script" not in one and "a line at step 4" in one and one.index(BOX) < one.index("<h2>Scores")
+    many = [(step, "drift guard: the loop is sound again") for step in range(1, 9)]
+    page = with_events(runs / "l2l", tmp_path / "many", *many)
+    assert "stepped in 8 times from step 1 to 8" in page and "<summary>and 3 more</summary>" in page
+    assert told(Config(), [Event(2, "something else")])["title"] == "Events of the training at step 2"
+
+
+def test_only_l2l_has_a_drift_guard(runs: Path) -> None:
+    page = report(runs / "supervised", gallery=0).read_text(encoding="utf-8")
+    assert "drift guard" not in page.split("Full configuration")[0]
+
+
+def test_every_method_has_a_phrase() -> None:
+    assert set(METHODS) == set(get_args(MethodName)) and all(METHODS.values())
+
+
+def test_calibration_is_that_of_the_evaluations(runs: Path, page: str) -> None:
+    section = page.split("<h2>Calibration</h2>")[1].split("<h2>")[0]
+    with_prior, alone = evaluate(runs / "l2l", save=False)
+    (without,) = evaluate(runs / "l2l", no_prior=True, save=False)
+    rho = with_prior.rho_calibration
+    assert rho is not None and rho.n == with_prior.scores.n
+    assert [pair.prior_iou for pair in with_prior.pairs] == [round(pair.iou, 4) for pair in alone.pairs]
+    assert without.rho_calibration is None and alone.rho_calibration is None
+    assert headline(section) == [
+        (name, [str(one.n), *(f"{value:.3f}" for value in (one.expected, one.achieved, one.ece)),
+                *([] if np.isnan(one.correlation) or one.correlation < 0 else [f"{one.correlation:.2f}"])])
+        for name, one in (
+            ("Answers with the prior", with_prior.calibration), ("Answers without a prior", without.calibration),
+            ("The prior, as this run sees it", rho), ("The prior, by itself", alone.calibration),
+        )
+    ]  # fmt: skip
+    assert calibrated({}, simulated=False) is None and calibrated({"alone": alone}, simulated=False) is None
+
+
+def scored(bias: float, *, noise: float = 0.0) -> Calibration:
+    expected = np.linspace(0.3, 0.7, 400)
+    return calibration(expected, np.clip(expected - bias + noise * np.random.default_rng(0).normal(size=400), 0, 1))
+
+
+def test_the_meaning_of_a_score_in_words() -> None:
+    assert meaning(scored(0.01)).startswith("A score can be read as the IoU to expect: it is off by 0.010")
+    assert "rough guess" in meaning(scored(0.08)) and "mostly too high. Where it expects 0.68" in meaning(scored(0.08))
+    assert "mostly too low, but it does rank" in meaning(scored(-0.2))
+    assert "Do not read" in meaning(scored(0.2, noise=3)) and "hardly ranks" in meaning(scored(0.2, noise=3))
+    assert "the same for every pair, 0.50" in meaning(calibration([0.5] * 9, np.linspace(0, 1, 9)))
 
 
 def test_cases_are_chosen_by_numbers() -> None:

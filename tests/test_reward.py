@@ -77,6 +77,17 @@ def test_signs_follow_the_truth_pixel_by_pixel() -> None:
     assert not (reward == 0).any()
 
 
+def test_a_soft_label_is_worth_what_it_knows() -> None:
+    truth = torch.tensor([[[True, True, True, True]]])
+    label = torch.tensor([[[1.0, 0.9, 0.5, 0.1]]])
+    reward = truth_reward(label, truth) / weights(label > 0.5, truth)
+    assert torch.allclose(reward, torch.tensor([[[1.0, 0.96, 0.0, -2.24]]]), atol=1e-5)
+    for p in (0.2, 0.5, 0.7, 0.95):  # what is calibrated is worth accepting, however unsure
+        soft = torch.full((1, 1, 1), p)
+        right, wrong = (float(truth_reward(soft, torch.tensor([[[one]]]))) for one in (True, False))
+        assert p * right + (1 - p) * wrong >= -1e-6
+
+
 def layer(batch: int = 3, side: int = 6, width: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(features, weights of a last layer, logits, random labels)."""
     rng = torch.Generator().manual_seed(3)

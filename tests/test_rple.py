@@ -11,7 +11,15 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
 from l2l.labelling.policy import FACTS, MAPS, AcceptancePolicy, State
-from l2l.labelling.rple import Rple, bernoulli_entropy, coverage_shift, leave_one_out, policy_gradient, project
+from l2l.labelling.rple import (
+    Rple,
+    bernoulli_entropy,
+    coverage_shift,
+    exact_gradient,
+    leave_one_out,
+    policy_gradient,
+    project,
+)  # fmt: skip
 
 CELLS = torch.tensor([[[0.4, -1.2], [1.1, -0.3]], [[0.0, 2.0], [-0.7, 0.5]]])
 SAMPLES = torch.tensor([0.3, -0.8])
@@ -59,6 +67,13 @@ def test_the_estimate_is_unbiased() -> None:
         error = estimates.std(0) / copies**0.5
         assert (error < 0.02).all()  # or the next line would let anything pass
         assert ((estimates.mean(0) - exact).abs() < 4.5 * error).all()
+
+
+def test_the_closed_form_is_the_objective() -> None:
+    cells, samples = CELLS.clone().requires_grad_(), SAMPLES.clone().requires_grad_()
+    true = torch.autograd.grad(enumerated(cells, samples, REWARD), (cells, samples))
+    found = torch.autograd.grad(-exact_gradient(cells, samples, REWARD).loss, (cells, samples))
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(found, true, strict=True))
 
 
 def test_values_are_those_of_the_rewards() -> None:
@@ -286,3 +301,22 @@ def test_deciding_uses_the_stored_shift_and_changes_nothing() -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name].nan_to_num(9), after[name].nan_to_num(9)) for name in before)
     assert not cells.requires_grad and not samples.requires_grad
+
+
+def test_the_other_rules_accept_by_confidence() -> None:
+    state = state_of(6)
+    fixed = Rple(policy=AcceptancePolicy(words=6), bands=BANDS, rule="threshold", threshold=0.9)
+    cells, samples = fixed.decide(state)
+    assert torch.equal(cells > 0, state.sure >= 0.9) and 0 < float(cells.mean()) < 1 and samples.eq(1).all()
+    learned = Rple(policy=AcceptancePolicy(words=6), bands=BANDS, rule="confidence", wrong=3.0)
+    raw_cells, raw_samples = learned.policy.eval()(state)
+    cells, samples = learned.decide(state)
+    assert torch.equal(cells > 0, raw_cells.sigmoid() > 0.75) and torch.equal(samples > 0, raw_samples > 0)
+
+
+def test_the_policy_starts_as_a_threshold_on_confidence() -> None:
+    state = state_of(6)
+    cells, samples = AcceptancePolicy(words=6).eval()(state)
+    order = state.sure.flatten().argsort()
+    assert (cells.flatten()[order].diff() >= 0).all() and (cells[state.sure > 0.76] > 0).all()
+    assert torch.equal(samples.argsort(), state.facts[:, 0].argsort())

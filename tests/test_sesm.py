@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from l2l.labelling.sesm import EVIDENCE, SESM, Elevated, entropy, evidence, soft_iou, to_logit
+from l2l.labelling.sesm import EVIDENCE, MODEL, PRIOR, SESM, Elevated, entropy, evidence, soft_iou, to_logit
 from l2l.model.segmenter import Encoded
 from l2l.proposals.proposal import Proposals
 
@@ -36,8 +36,9 @@ def stirred() -> SESM:
     """One whose every parameter matters: nothing rests at zero."""
     sesm = fresh()
     with torch.no_grad():
-        for one in sesm.parameters():
-            one.add_(0.3 * torch.randn_like(one))
+        for name, one in sesm.named_parameters():
+            little = name.startswith(("gate", "judge"))  # or the gate is shut, and nothing passes
+            one.add_((0.03 if little else 0.3) * torch.randn_like(one))
     return sesm
 
 
@@ -168,3 +169,26 @@ def test_known_values() -> None:
     assert soft_iou(zeros, zeros).isfinite().all()
     assert entropy(torch.tensor([0.0, 0.5, 0.25, 1.0])).tolist() == pytest.approx([0, 1, 0.8112781, 0], abs=1e-4)
     assert to_logit(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-4, 0, 4]
+
+
+@pytest.mark.parametrize("voice", [PRIOR, MODEL])
+def test_the_guard_can_silence_one_voice(voice: int) -> None:
+    sesm, q = stirred(), torch.randn(BATCH, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    mixed = Proposals(proposals().soft, proposals().score, torch.tensor([True, True, False, True]))
+    both = sesm(encoded(), mixed, q).fused
+    sesm.voice.fill_(voice)
+    elevated = sesm(encoded(), mixed, q)
+    heard = mixed.soft > 0.5 if voice == PRIOR else q > 0
+    heard[2] = (q > 0)[2]  # nothing to hear from an absent prior
+    assert torch.equal(elevated.fused > 0, heard) and elevated.follow.max() < 1e-6
+    assert torch.equal(elevated.score, torch.where(elevated.gate > 0, elevated.rho, elevated.kappa))
+    assert torch.allclose(sesm(encoded(), mixed, q, voice=0).fused, both)  # as if it were not silenced
+
+
+def test_the_ablations_take_parts_away() -> None:
+    torch.manual_seed(0)
+    q = torch.randn(BATCH, SIDE, SIDE)
+    plain = SESM(width=WIDTH, fuses=False)(encoded(), proposals(), q)
+    assert torch.equal(plain.fused > 0, proposals().soft > 0.5) and len(plain.guidance) == 4
+    assert plain.follow.min() > 0.999  # and the decoder has its full say
+    assert SESM(width=WIDTH, guides=False)(encoded(), proposals(), q).guidance == []

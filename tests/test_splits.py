@@ -148,3 +148,18 @@ def test_a_split_belongs_to_one_data_set() -> None:
             split.check(other)
     with pytest.raises(InputError):
         split.check(DataSet("other", tuple(rest)))
+
+
+def test_labels_can_be_drawn_from_some_of_the_images_alone() -> None:
+    from l2l.data.read import read
+
+    both = read("scenes", scenes_count=60, scenes_world="both").samples
+    images = {sample.image_id for sample in both}
+    worlds = {name.partition("-")[0] for name in images}
+    assert worlds == {"home", "away"} and len(images) == 60
+    assert {sample.split for sample in both if sample.image_id.startswith("away")} == {"train", "val"}
+    split = draw(both, 0.2, 0, only="away")
+    train = {sample.image_id for sample in both if sample.split == "train" and sample.image_id.startswith("away")}
+    assert set(split.images) < train and len(split.images) == len(train) // 5
+    with pytest.raises(InputError, match="no labelled image"):
+        draw(both, 0.2, 0, only="nowhere")

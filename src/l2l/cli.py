@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from l2l.data.read import DataSet
 
 _AGAIN = "; the same command goes on where this one stopped"
-RESUMES = {"train": "; go on from its last checkpoint with --resume", "demo": _AGAIN, "label": _AGAIN, "prior": _AGAIN}
+RESUMES = {
+    "train": "; go on from its last checkpoint with --resume", "demo": _AGAIN, "label": _AGAIN, "prior": _AGAIN,
+    "benchmark": _AGAIN,
+}  # fmt: skip
 DATA_HELP = "a folder (REFER layout or metadata.jsonl), a .jsonl of pairs, or the word scenes"
 
 
@@ -33,7 +36,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 fine, 1 `data check` found problems, 2 a mistake, 130 interrupted."""
+    """Run one command; returns the exit code: 0 fine, 1 `data check` found problems or a cell of `benchmark`
+    failed, 2 a mistake, 130 interrupted."""
     try:
         args = parser().parse_args(argv)
         code = args.run(args)
@@ -117,7 +121,8 @@ def parser() -> argparse.ArgumentParser:
                    "l2l train --data refcoco --prior priors --method l2l --rate 0.05 --out runs/a")  # fmt: skip
     one.add_argument("--data", help=DATA_HELP)
     one.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
-    one.add_argument("--method", help="l2l, supervised or prior_only (l2l)")
+    one.add_argument("--method", help="l2l, supervised, prior_training, fixmatch, mean_teacher, resmatch, semires, "
+                     "dam_net, prior_only, or fully_supervised, which sees all masks (l2l)")  # fmt: skip
     one.add_argument("--rate", type=float, help="share of the train images whose masks are used (0.05)")
     one.add_argument("--seed", type=int, help="of the label split, the weights, the streams and the views (0)")
     one.add_argument("--split-file", metavar="FILE", help="a split made with `l2l data split`")
@@ -163,6 +168,28 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("run_folder", metavar="RUN", help="the run's folder")
     one.add_argument("--beside", action="append", default=[], metavar="RUN", help="another run; may be repeated")
     one.add_argument("--out", type=Path, metavar="FILE", help="the page (RUN/report.html)")
+
+    one = _command(commands, "benchmark", _benchmark, "methods x label rates x seeds x data, in tables and plots",
+                   "l2l benchmark --suite scenes --seeds 0 --workers 2")  # fmt: skip
+    one.add_argument("--suite", action="append", metavar="NAME",
+                     help="scenes, fashion, ablations, prior-quality or shift; may be repeated (all)")  # fmt: skip
+    one.add_argument("--out", type=Path, default=Path("results/benchmark"), metavar="DIR",
+                     help="cells, tables and plots (results/benchmark)")  # fmt: skip
+    one.add_argument("--root", type=Path, default=Path("../shared/data"), metavar="DIR",
+                     help="the folder that holds fashion/ (../shared/data)")  # fmt: skip
+    one.add_argument("--part", default="1/1", metavar="I/N", help="every N-th cell from the I-th, for several machines")
+    one.add_argument("--workers", type=int, default=1, metavar="N", help="cells at once (1)")
+    one.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each (1)")
+    one.add_argument("--device", default="cpu", help="torch device (cpu)")
+    one.add_argument("--only", action="append", metavar="TEXT",
+                     help="rows or columns with this name or part of it, or a cell by its key; may be repeated")
+    one.add_argument("--seeds", metavar="S,S", help="label seeds, as in 0,1")
+    one.add_argument("--rates", metavar="R,R", help="label rates, as in 0.01,0.05")
+    one.add_argument("--steps", type=int, metavar="N", help="other steps than the suites', for a try elsewhere")
+    one.add_argument("--keep", action="store_true", help="leave the runs in DIR/work/runs")
+    what = one.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="only say which cells are done and which are missing")
+    what.add_argument("--page", action="store_true", help="only write tables and plots anew")
     return top
 
 
@@ -266,7 +293,7 @@ def _train(args: argparse.Namespace) -> None:
             return
         print(f"{run}: going on from step {step} of {steps}")
     with Progress(f"train {config.train.method}") as progress:
-        train(config, run, resume=args.resume, progress=progress)
+        train(config, run, resume=args.resume, progress=progress, tell=progress.tell)
     print(f"{run}: {config.train.method}, run {config.hash()}; next: l2l evaluate {run}")
 
 
@@ -324,6 +351,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     names = [f"{one.method} + prior" if given else one.method for one, given in zip(found, guided, strict=True)]
     print(f"{found[0].data}, split {found[0].split}, percent")
     print(table([(name, one.scores) for name, one in zip(names, found, strict=True)]))
+    for name, one in zip(names, found, strict=True):
+        if one.method != "prior alone" and len(one.calibration.bins) > 1:
+            print(f"{name}: expected IoU is off by {one.calibration.ece:.3f} on average (expected calibration error)")
     if found[0].prior:
         warning = " (simulated: drawn from the true masks)" if found[0].prior_simulated else ""
         print(f"prior: {found[0].prior}{warning}")
@@ -359,6 +389,49 @@ def _report(args: argparse.Namespace) -> None:
     from l2l.report import report
 
     print(report(args.run_folder, beside=args.beside, out=args.out))
+
+
+def _benchmark(args: argparse.Namespace) -> int:
+    from l2l.benchmark import benchmark, plan
+    from l2l.benchmark_page import listing, write_page
+    from l2l.benchmark_suites import SUITES, with_steps
+
+    suites = list(SUITES) if args.steps is None else with_steps(SUITES, args.steps)
+    names = [suite.name for suite in suites]
+    for name in args.suite or ():
+        if name not in names:
+            raise InputError(f"--suite {name}: there are {', '.join(names)}")
+    chosen = [suite for suite in suites if suite.name in (args.suite or names)]
+    part = _numbers(args.part, "--part", int, "/")
+    if len(part) != 2:
+        raise InputError(f"--part {args.part}: write i/n, as in 1/4")
+    which: dict[str, Any] = {
+        "part": tuple(part), "only": args.only, "seeds": args.seeds and _numbers(args.seeds, "--seeds", int),
+        "rates": args.rates and _numbers(args.rates, "--rates", float),
+    }  # fmt: skip
+    failed = 0
+    if args.list:
+        print(listing(plan(chosen, **which), args.out))
+        return 0
+    if not args.page:
+        check_device(args.device)
+        failed = benchmark(
+            chosen, args.out, root=args.root, workers=args.workers, threads=args.threads, device=args.device,
+            keep=args.keep, strict=args.suite is not None, say=_say, **which,
+        )  # fmt: skip
+    print(write_page(suites, args.out))
+    return 1 if failed else 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _numbers(text: str, option: str, kind: type, between: str = ",") -> list[Any]:
+    try:
+        return [kind(one) for one in text.split(between)]
+    except ValueError:
+        raise InputError(f"{option} {text}: not numbers with {between!r} between them") from None
 
 
 if __name__ == "__main__":

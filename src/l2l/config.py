@@ -13,6 +13,11 @@ from typing import Any, Literal
 
 from l2l.errors import InputError
 
+MethodName = Literal[
+    "l2l", "supervised", "fully_supervised", "prior_only", "prior_training", "fixmatch", "mean_teacher", "resmatch",
+    "semires", "dam_net",
+]  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -30,6 +35,9 @@ class DataConfig:
     """A prior store, or a JSONL file of priors; empty for none."""
     rate: float = 0.05
     """Share of the training images whose masks are used."""
+    labels_from: str = ""
+    """Only train images whose id starts with this are labelled, and the rate is of these: for studies of a shift
+    between labelled and unlabelled images."""
     split_file: str = ""
     """A split made before; empty draws one from `rate` and `seed`."""
     height: int = 96
@@ -39,7 +47,7 @@ class DataConfig:
     words: int = 20
     """Longest sentence, words; longer ones are cut."""
     scenes_world: str = "home"
-    """Which world of `scenes`: `home`, or `away`, the one the embedded grounder knows."""
+    """Which world of `scenes`: `home`; `away`, the one the embedded grounder knows; or `both`, by turns."""
     scenes_count: int = 1000
     """Pictures of `scenes`; a tenth of them is the split `val`."""
     scenes_seed: int = 0
@@ -70,6 +78,10 @@ class ModelConfig:
     """Channels of a word."""
     text_depth: int = 2
     """Transformer layers of the text encoder."""
+    start: Literal["", "away"] = ""
+    """Where the encoders start: from nothing, or from the embedded grounder's, which were trained on the world `away`
+    (vision, words and their fusion; context and decoder always start from nothing), as others start from ImageNet and
+    BERT. `away` needs channels 40,80,128,160, depths 1,2,2,1 and the text sizes above."""
 
     def __post_init__(self) -> None:
         _check(len(self.channels) == len(self.depths) == 4, "channels and depths have four stages")
@@ -81,7 +93,12 @@ class SesmConfig:
     """How SESM learns."""
 
     held_out: float = 0.25
-    """Share of the labelled images the segmenter does not see: SESM and the policy learn from them."""
+    """Share of the labelled images the segmenter does not see: SESM and the policy learn from them. Ablation: with 0
+    they learn from images that the segmenter has been trained on."""
+    use: bool = True
+    """Ablation: without, the proposal is taken as it is, P where there is a prior and Q where there is none."""
+    guidance: bool = True
+    """Ablation: without, nothing of the prior reaches the segmenter; the fused proposal is the mixture alone."""
     rotate: int = 0
     """Steps after which another fold is held out; 0 keeps the first fold until `release`."""
     release: float = 0.8
@@ -94,7 +111,7 @@ class SesmConfig:
     """Learning rate of SESM."""
 
     def __post_init__(self) -> None:
-        _check(0 < self.held_out < 1, "held_out is a share between 0 and 1")
+        _check(0 <= self.held_out < 1, "held_out is a share between 0 and 1")
         _check(0 < self.release <= 1, "release lies in (0, 1]")
         _check(self.rotate >= 0, "rotate is a number of steps")
 
@@ -103,25 +120,34 @@ class SesmConfig:
 class RpleConfig:
     """The acceptance policy."""
 
+    rule: Literal["policy", "threshold", "confidence"] = "policy"
+    """Who accepts. Ablations: a fixed `threshold` on the fused proposal's confidence, or a learned `confidence`: the
+    same network, taught on the same labels which cells are right, without reinforcement."""
+    threshold: float = 0.8
+    """Confidence max(p, 1 - p) from which the fixed threshold accepts."""
+    estimator: Literal["sampled", "exact"] = "sampled"
+    """How the policy's gradient is estimated: from K sampled actions, or in closed form (the reward is separable)."""
+    truth: float = 1.0
+    """Weight of the reward from held-out labels."""
     samples: int = 8
     """K, sampled actions per pseudo-label."""
-    wrong: float = 2.0
-    """lambda, what a wrong pixel costs when a right one earns 1."""
+    wrong: float = 3.0
+    """lambda, what a surely wrong pixel costs when a surely right one earns 1; 3 makes an unsure one worth nothing."""
     agreement: float = 0.2
     """Weight of the agreement reward on unlabelled pairs."""
     utility: float = 0.1
     """Weight of the one-step utility on unlabelled pairs."""
-    entropy: float = 0.5
+    entropy: float = 0.1
     """Temperature: weight of the policy's entropy at the start, in units of the reward."""
-    entropy_end: float = 0.1
+    entropy_end: float = 0.03
     """The same at `sesm.release`; it falls on a line in between."""
-    samples_low: float = 0.4
+    samples_low: float = 0.8
     """Least mean acceptance of samples."""
-    samples_high: float = 0.95
+    samples_high: float = 0.98
     """Greatest mean acceptance of samples."""
-    front_low: float = 0.6
+    front_low: float = 0.8
     """Least mean acceptance of foreground cells."""
-    front_high: float = 0.97
+    front_high: float = 0.98
     """Greatest mean acceptance of foreground cells."""
     back_low: float = 0.6
     """Least mean acceptance of background cells."""
@@ -129,6 +155,10 @@ class RpleConfig:
     """Learning rate of the policy."""
     memory: int = 256
     """Samples over which mean acceptance of samples is measured."""
+    soft: bool = True
+    """Pseudo-labels keep their probabilities; without, they are cut at 0.5."""
+    guard: bool = True
+    """The drift guard. Ablation: without, the loop believes in itself whatever the held-out labels say."""
 
     def __post_init__(self) -> None:
         _check(self.samples >= 2, "samples (K) must be at least 2: the baseline is the mean of the others")
@@ -137,10 +167,31 @@ class RpleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RivalConfig:
+    """What only the rivals read."""
+
+    threshold: float = 0.7
+    """Confidence max(p, 1 - p) from which FixMatch, RESMatch and DAM-Net believe a pixel."""
+    ramp: float = 0.3
+    """Share of the steps over which Mean Teacher's consistency weight rises."""
+    words_lost: float = 0.1
+    """Share of words that RESMatch's strong view of a sentence loses."""
+    attention: float = 0.1
+    """Weight of DAM-Net's attention consistency."""
+    iou: float = 0.5
+    """SemiRES, IOM: least IoU of a region with the teacher's answer."""
+    cover: float = 0.7
+    """SemiRES, CPI: least share of region or answer that lies in the other."""
+
+    def __post_init__(self) -> None:
+        _check(0.5 <= self.threshold < 1, "threshold is a confidence in [0.5, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The schedule, the same for every method."""
 
-    method: Literal["l2l", "supervised", "prior_only"] = "l2l"
+    method: MethodName = "l2l"
     """Which method."""
     steps: int = 1000
     """Optimiser steps."""
@@ -192,6 +243,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     sesm: SesmConfig = field(default_factory=SesmConfig)
     rple: RpleConfig = field(default_factory=RpleConfig)
+    rivals: RivalConfig = field(default_factory=RivalConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def to_json(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2l.config import Config
+from l2l.data.images import digest
 from l2l.errors import BadRecords, InputError
-from l2l.metrics import Scores, iou, overlap, summarise
+from l2l.metrics import Calibration, Scores, calibration, iou, overlap, summarise
 from l2l.model.network import Network
 from l2l.model.text import Vocabulary
 from l2l.proposals.bank import PriorBank, read_priors, soft_maps
 from l2l.sample import Sample
-from l2l.training.loop import load_run
+from l2l.training.loop import CHECKPOINT, load_run
 from l2l.training.pool import Pool, build_pool, grid_size, normalise
 from l2l.training.prepare import choose_precision, read_data
 
@@ -36,6 +37,10 @@ class PairScore:
     union: int
     score: float
     """What the model thinks its IoU is, in [0, 1]."""
+    rho: float | None = None
+    """What the model thinks the IoU of the prior's proposal is, in [0, 1]; `None` where it was given none."""
+    prior_iou: float | None = None
+    """What that is in truth; `None` with `rho`."""
 
     @property
     def iou(self) -> float:
@@ -55,22 +60,57 @@ class Evaluation:
     prior_simulated: bool
     scores: Scores
     pairs: tuple[PairScore, ...]
+    run: str = ""
+    """Hash of the run's configuration; empty, like `weights`, in files of older versions."""
+    step: int = 0
+    """Where the run's training stood."""
+    weights: str = ""
+    """Digest of the run's checkpoint, by which a stale evaluation is known; empty for a run without one."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """The score against the IoU."""
+        return calibration([one.score for one in self.pairs], [one.iou for one in self.pairs])
+
+    @property
+    def rho_calibration(self) -> Calibration | None:
+        """rho against the IoU of the prior's proposal; `None` if no pair was given a prior."""
+        known = [(one.rho, one.prior_iou) for one in self.pairs if one.rho is not None and one.prior_iou is not None]
+        return calibration([rho for rho, _ in known], [reached for _, reached in known]) if known else None
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        rows = [[one.id, one.intersection, one.union, round(one.score, 4)] for one in self.pairs]
+        rho = self.rho_calibration
         return {
             "method": self.method, "data": self.data, "split": self.split, "prior": self.prior,
-            "prior_simulated": self.prior_simulated, "scores": self.scores.to_json(), "pairs": rows,
+            "prior_simulated": self.prior_simulated, "run": self.run, "step": self.step, "weights": self.weights,
+            "scores": self.scores.to_json(), "calibration": self.calibration.to_json(),
+            "rho_calibration": rho.to_json() if rho else None, "pairs": [_row(one) for one in self.pairs],
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Evaluation:
-        """The inverse of `to_json`."""
-        pairs = tuple(PairScore(str(key), int(a), int(b), float(score)) for key, a, b, score in value["pairs"])
+        """The inverse of `to_json`; files of older versions, which lack `rho` and the run's hash, are read as well."""
+        pairs = tuple(_pair(*row) for row in value["pairs"])
         scores = summarise([one.intersection for one in pairs], [one.union for one in pairs])
         named = {name: value[name] for name in ("method", "data", "split", "prior", "prior_simulated")}
-        return cls(**named, scores=scores, pairs=pairs)
+        step, run, weights = int(value.get("step", 0)), str(value.get("run", "")), str(value.get("weights", ""))
+        return cls(**named, scores=scores, pairs=pairs, run=run, step=step, weights=weights)
+
+
+def _row(one: PairScore) -> list[Any]:
+    """A pair as a row: id, intersection, union, score and, where there is a prior, rho and the IoU of the prior."""
+    return [one.id, one.intersection, one.union, one.score, *([] if one.rho is None else [one.rho, one.prior_iou])]
+
+
+def _pair(key: Any, inter: Any, union: Any, score: Any, rho: Any = None, prior_iou: Any = None) -> PairScore:
+    expected, reached = (None if value is None else float(value) for value in (rho, prior_iou))
+    return PairScore(str(key), int(inter), int(union), float(score), expected, reached)
+
+
+def weights_of(run: Path) -> str:
+    """Digest of a run's checkpoint; empty where nothing was trained."""
+    return digest(str(run / CHECKPOINT)) if (run / CHECKPOINT).exists() else ""
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -92,12 +132,21 @@ def prepare_split(
     return pool.with_proposals(*soft_maps(bank.priors, pool.images, pool.image_of, grid_size(size))), bank
 
 
-@torch.no_grad()
 def answers(
     network: Network, pool: Pool, config: Config, *, prior: bool, batch: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(rows, logits (B, h, w), expected IoU (B,)) of all pairs of a pool, in order."""
+    for rows, logits, score, _ in answers_and_rho(network, pool, config, prior=prior, batch=batch, progress=progress):
+        yield rows, logits, score
+
+
+@torch.no_grad()
+def answers_and_rho(
+    network: Network, pool: Pool, config: Config, *, prior: bool, batch: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """As `answers`, and rho (B,), the expected IoU of the prior's proposal; it means nothing where there is none."""
     kind, precision = config.train.device.split(":")[0], choose_precision(config)
     for rows in torch.arange(len(pool)).split(batch):
         x = pool.batch(rows)
@@ -109,30 +158,42 @@ def answers(
         else:
             logits, reliability = answer.q, answer.elevated.kappa
         assert logits is not None
-        yield rows, logits.cpu(), reliability.sigmoid().cpu()
+        yield rows, logits.cpu(), reliability.sigmoid().cpu(), answer.elevated.rho.sigmoid().cpu()
         if progress:
             progress(int(rows[-1]) + 1, len(pool))
 
 
-def prior_answers(pool: Pool, *, batch: int = 256) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The prior alone: P cut at 0.5, nothing where there is no prior; its own score."""
+def prior_answers(pool: Pool, *, batch: int = 256) -> Iterator[tuple[Tensor, Tensor, Tensor, None]]:
+    """The prior alone: P cut at 0.5, nothing where there is no prior; its own score; no rho."""
     for rows in torch.arange(len(pool)).split(batch):
         x = pool.batch(rows).proposals
         logits = torch.where(x.present[:, None, None], torch.logit(x.soft, 1e-4), -9.0)
-        yield rows, logits, x.score
+        yield rows, logits, x.score, None
 
 
-def score_pairs(pool: Pool, results: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[PairScore, ...]:
-    """Compare each answer with the truth at the picture's own size; each mask is decoded once."""
-    ids, out = pool.ids, []
+def score_pairs(
+    pool: Pool, results: Iterable[tuple[Tensor, Tensor, Tensor, Tensor | None]], prior: Sequence[PairScore] = ()
+) -> tuple[PairScore, ...]:
+    """Compare each answer with the truth at the picture's own size; each mask is decoded once.
+
+    Args:
+        results: rows, logits, scores and rho, as `answers_and_rho` and `prior_answers` give them.
+        prior: what the prior alone scores on the same pairs, beside which rho is kept.
+    """
+    ids, present = pool.ids, pool.present.tolist()
+    out: list[PairScore] = []
     at, truth = -1, np.zeros((1, 1), bool)
-    for rows, logits, scores in results:
-        for row, logit, score in zip(rows.tolist(), logits, scores.tolist(), strict=True):
+    for rows, logits, scores, rho in results:
+        expected = [None] * len(rows) if rho is None else rho.tolist()
+        for row, logit, score, reliability in zip(rows.tolist(), logits, scores.tolist(), expected, strict=True):
             ref = int(pool.ref_of[row])
             if ref != at:
                 at, truth = ref, pool.samples[ref].mask()
             inter, union = overlap(upsample(logit, pool.samples[ref].size), truth)
-            out.append(PairScore(ids[row], inter, union, score))
+            known: tuple[float, ...] = ()
+            if prior and reliability is not None and present[row]:
+                known = (round(reliability, 4), round(prior[row].iou, 4))
+            out.append(PairScore(ids[row], inter, union, round(score, 4), *known))  # rounded as the file has it
     return tuple(out)
 
 
@@ -169,14 +230,17 @@ def evaluate(
 
     def made(method: str, pairs: tuple[PairScore, ...]) -> Evaluation:
         scores = summarise([one.intersection for one in pairs], [one.union for one in pairs])
-        return Evaluation(method, dataset.name, split, name, simulated, scores, pairs)
+        return Evaluation(method, dataset.name, split, name, simulated, scores, pairs, str(about["hash"]),
+                          int(about.get("step", 0)), weights)  # fmt: skip
 
+    weights = weights_of(Path(run))
+    alone = score_pairs(pool, prior_answers(pool)) if bank is not None else ()
     out = []
     if network is not None:
-        results = answers(network, pool, config, prior=bank is not None, progress=progress)
-        out.append(made(config.train.method, score_pairs(pool, results)))
+        results = answers_and_rho(network, pool, config, prior=bank is not None, progress=progress)
+        out.append(made(config.train.method, score_pairs(pool, results, alone)))
     if bank is not None:
-        out.append(made("prior alone", score_pairs(pool, prior_answers(pool))))
+        out.append(made("prior alone", alone))
     if save:
         for one in out:
             _save(Path(run), one)
@@ -203,5 +267,3 @@ def table(rows: Sequence[tuple[str, Scores]]) -> str:
         flat = scores.to_json()
         lines.append(f"{name:<{wide}}" + "".join(f"{100 * flat[key]:8.2f}" for key in names) + f"{scores.n:8d}")
     return "\n".join(lines)
-
-

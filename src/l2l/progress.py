@@ -68,6 +68,13 @@ class Progress:
             parts.append(f"{clock((now - self._began) / (done - self._first) * (total - done))} left")
         print("  ".join([*parts, told] if told else parts), file=self.stream, flush=True)
 
+    def tell(self, text: str) -> None:
+        """Say something in words, without disturbing the bar."""
+        if self._bar is not None:
+            self._bar.console.print(f"{self.title}  {text}", markup=False, highlight=False)
+        else:
+            print(f"{self.title}  {text}", file=self.stream, flush=True)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -1,4 +1,4 @@
-"""A run as one HTML file: scores, the quality of its pseudo-labels over time, prior against model, cases, curves.
+"""A run as one HTML file: scores and what they are worth, pseudo-labels over time, prior against model, cases, curves.
 
 The file holds everything it shows (pictures as data URIs, no script, no network), so it can be mailed and kept.
 """
@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from l2l.sample import Sample
 
 COLUMNS = ("mIoU", "oIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
-METHODS = {"l2l": "Learning to Label (L2L)", "supervised": "supervised training on labelled pairs alone"}
+METHODS = {
+    "l2l": "Learning to Label (L2L)",
+    "supervised": "supervised training on labelled pairs alone",
+    "fully_supervised": "supervised training on all training pairs, every one of them labelled",
+    "prior_only": "the frozen prior alone",
+    "prior_training": "training on the prior’s masks as they are",
+    "fixmatch": "FixMatch (confident pseudo-labels)",
+    "mean_teacher": "Mean Teacher (agreement with its own slow mean)",
+    "resmatch": "RESMatch (FixMatch made for referring expressions)",
+    "semires": "SemiRES (pseudo-labels mended with regions of the picture)",
+    "dam_net": "DAM-Net (two strong views and attention consistency)",
+}
 
 Progress = Callable[[int, int], None]
 
@@ -56,7 +67,8 @@ def report(
     Raises:
         InputError: if a run, the data or the split is not there or is damaged.
     """
-    from l2l.report_curves import read_metrics, temporal, training
+    from l2l.report_calibration import calibrated
+    from l2l.report_curves import read_metrics, temporal, told, training
     from l2l.report_gallery import make_gallery
     from l2l.training.loop import METRICS, load_run
     from l2l.training.prepare import read_data
@@ -83,7 +95,7 @@ def report(
             rows += _rows(other, config_other, about_other, theirs, ids, rows)
             notes += [f"{other.name}: {note}" for note in said]
 
-    logs, probes = read_metrics(run / METRICS)
+    logs, probes, events = read_metrics(run / METRICS)
     shown: list[Section] = []
     if network is not None and samples and gallery > 0:
         shown = make_gallery(config, network, extra, about, truth or samples, found, gallery)
@@ -92,8 +104,9 @@ def report(
         "sentence": _sentence(config, about), "facts": _facts(config, about), "simulated": about["prior_simulated"],
         "notes": notes, "columns": COLUMNS, "table": _table(rows), "kinds": _by_kind(rows, truth),
         "error": _standard_error(rows), "has_truth": bool(truth), "trained": network is not None,
-        "temporal": temporal(config, about, logs, probes), "joint": _joint(found), "sections": shown,
-        "training": training(logs), "settings": _settings(config), "policy": config.train.method == "l2l",
+        "temporal": temporal(config, about, logs, probes, events), "joint": _joint(found), "sections": shown,
+        "calibration": calibrated(found, simulated=about["prior_simulated"]), "events": told(config, events),
+        "training": training(logs, events), "settings": _settings(config), "policy": config.train.method == "l2l",
     })  # fmt: skip
 
 
@@ -105,7 +118,7 @@ def _evaluations(
     from l2l.evaluate import evaluate
 
     trained = config.train.method != "prior_only"
-    found = _stored(run, split, about["prior"], ids)
+    found = _stored(run, split, about, ids)
     notes: list[str] = []
     if trained and "without" not in found:
         found["without"] = evaluate(run, data=data, split=split, no_prior=True, progress=progress)[0]
@@ -121,13 +134,17 @@ def _evaluations(
     return found, notes
 
 
-def _stored(run: Path, split: str, prior: str, ids: list[str]) -> dict[str, Evaluation]:
-    """What `RUN/evaluations` holds for exactly these pairs and this prior, if it is younger than the weights."""
-    from l2l.evaluate import Evaluation
+def _stored(run: Path, split: str, about: dict[str, Any], ids: list[str]) -> dict[str, Evaluation]:
+    """What `RUN/evaluations` holds for exactly these pairs, this prior and these weights.
+
+    Files of older versions do not say which weights they are about: they count if they are younger.
+    """
+    from l2l.evaluate import Evaluation, weights_of
     from l2l.training.loop import CHECKPOINT, CONFIG
 
     weights = run / CHECKPOINT if (run / CHECKPOINT).exists() else run / CONFIG
     made = weights.stat().st_mtime if weights.exists() else 0.0
+    now, prior = (str(about["hash"]), weights_of(run)), about["prior"]
     found: dict[str, Evaluation] = {}
     for path in sorted((run / "evaluations").glob("*.json")):
         try:
@@ -135,7 +152,7 @@ def _stored(run: Path, split: str, prior: str, ids: list[str]) -> dict[str, Eval
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue  # damaged: it will be made again
         fits = one.split == split and one.prior in ("", prior) and [pair.id for pair in one.pairs] == ids
-        if fits and path.stat().st_mtime >= made:
+        if fits and ((one.run, one.weights) == now if one.run else path.stat().st_mtime >= made):
             found["alone" if one.method == "prior alone" else "with" if one.prior else "without"] = one
     return found
 
@@ -212,7 +229,8 @@ def _sentence(config: Config, about: dict[str, Any]) -> str:
         return f"{prior[0].upper()}{prior[1:]}, measured by itself: nothing was trained."
     method = METHODS.get(config.train.method, f"the method “{config.train.method}”")
     masks = f"{about['labelled_refs']:,} masks on {about['labelled_images']:,} of {about['images']:,} images"
-    rest = "" if config.train.method == "supervised" else f", {unlabelled:,} further referents without a mask"
+    uses = unlabelled and config.train.method not in ("supervised", "fully_supervised")
+    rest = f", {unlabelled:,} further referents without a mask" if uses else ""
     return f"A segmenter that follows sentences, made by {method}: {masks}{rest}, and {prior}."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from l2l.config import Config
 from l2l.report_plots import Line, Mark, Plot, curves
 
 Rows = list[dict[str, float]]
+
+GUARD = "drift guard: "
 
 YARDSTICKS = {
     "iou_proposal": "IoU of P†, the prior's proposal",
@@ -45,37 +48,66 @@ TRAINING = (
 )  # fmt: skip
 
 
-def read_metrics(path: Path) -> tuple[Rows, Rows]:
-    """(logs, probes) of a `metrics.jsonl`, each with its `step`; a line that was cut off is left out."""
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened during training."""
+
+    step: int
+    text: str
+    """As the log has it, `drift guard: ...`."""
+
+
+def read_metrics(path: Path) -> tuple[Rows, Rows, list[Event]]:
+    """(logs, probes, events) of a `metrics.jsonl`, each with its `step`; a line that was cut off is left out."""
     logs: Rows = []
     probes: Rows = []
+    events: list[Event] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             value = json.loads(line)
             if "probe" in value:
                 probes.append({"step": value["step"], **value["probe"]})
+            elif "event" in value:
+                events.append(Event(int(value["step"]), str(value["event"])))
             else:
                 logs.append({"step": value["step"], **value})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
-    return logs, probes
+    return logs, probes, events
 
 
-def temporal(config: Config, about: dict[str, Any], logs: Rows, probes: Rows) -> dict[str, Any]:
+def told(config: Config, events: Sequence[Event]) -> dict[str, Any]:
+    """What the drift guard did: `title` and `lines` (step, text) of a box, and `after`, said under the curves."""
+    if not events:
+        silent = "The drift guard did not step in." if config.rple.guard else "The drift guard was off."
+        return {"title": "", "lines": [], "guard": False, "after": silent if config.train.method == "l2l" else ""}
+    steps = sorted({one.step for one in events})
+    guard = all(one.text.startswith(GUARD) for one in events)
+    what = "The drift guard stepped in" if guard else "Events of the training"
+    at = f"at step {steps[0]:,}" if len(steps) == 1 else f"{len(events)} times from step {steps[0]:,} to {steps[-1]:,}"
+    return {
+        "title": f"{what} {at}", "lines": [(f"{one.step:,}", one.text.removeprefix(GUARD)) for one in events],
+        "guard": guard, "after": f"Thin orange lines: {what[0].lower()}{what[1:]}, see above.",
+    }  # fmt: skip
+
+
+def temporal(
+    config: Config, about: dict[str, Any], logs: Rows, probes: Rows, events: Sequence[Event] = ()
+) -> dict[str, Any]:
     """The section "Temporal evolution": `plots`, a table of yardsticks, and `said`, what is missing and why."""
     prior, drawn = bool(about["prior"]), " (simulated)" if about["prior_simulated"] else ""
     policy = any("coverage" in probe for probe in probes) or any("loss_fused" in log for log in logs)
     last = float(max([one["step"] for one in (*probes, *logs)], default=1))
-    marks = _marks(config, policy, last)
+    marks, steps = _marks(config, policy, last), _steps(events)
     if not probes:
-        return _held_out(config, about, logs, last, marks, drawn)
+        return _held_out(config, about, logs, last, marks, drawn, steps)
     lines = [
         _line(probes, "iou_proposal", rf"$P^{{\dagger}}$ prior{drawn}", "grey", "--") if prior else None,
         _line(probes, "iou_fused", r"$\tilde{P}^{\dagger}$ fused", "green") if policy else None,
         _line(probes, "iou_model", r"$Q$ model alone", "blue"),
         _line(probes, "iou_mixture", "mixture", "red", "-.") if prior else None,
     ]
-    plots = [_plot(lines, "IoU of the pseudo-labels, %", last=last, marks=marks)]
+    plots = [_plot(lines, "IoU of the pseudo-labels, %", last=last, marks=marks, events=steps)]
     if policy:
         lines = [
             _line(probes, "accuracy_selected", "accuracy, selected", "green"),
@@ -86,7 +118,7 @@ def temporal(config: Config, about: dict[str, Any], logs: Rows, probes: Rows) ->
             _line(probes, "precision_at_own_coverage", "precision, policy cut", "orange"),
             _line(probes, "threshold_best", "precision, threshold", "purple", ":"),
         ]
-        plots.append(_plot(lines, "What is selected, %", last=last, marks=marks))
+        plots.append(_plot(lines, "What is selected, %", last=last, marks=marks, events=steps))
     absent = set() if prior else {"iou_proposal", "iou_mixture", "rho"}
     absent |= set() if policy else {"iou_fused", "rho"}
     table = [
@@ -98,19 +130,20 @@ def temporal(config: Config, about: dict[str, Any], logs: Rows, probes: Rows) ->
             "last": int(probes[-1]["step"])}  # fmt: skip
 
 
-def training(logs: Rows) -> list[Plot]:
+def training(logs: Rows, events: Sequence[Event] = ()) -> list[Plot]:
     """One figure for each group of logs that the run has."""
     plots = []
     last = float(max([one["step"] for one in logs], default=1))
     for title, parts in TRAINING:
         lines = [_line(logs, key, name, colour, style) for key, name, colour, style in parts]
         if any(lines):
-            plots.append(_plot(lines, title, last=last, percent=False, small=True))
+            plots.append(_plot(lines, title, last=last, events=_steps(events), percent=False, small=True))
     return plots
 
 
 def _held_out(
-    config: Config, about: dict[str, Any], logs: Rows, last: float, marks: Sequence[Mark], drawn: str
+    config: Config, about: dict[str, Any], logs: Rows, last: float, marks: Sequence[Mark], drawn: str,
+    events: Sequence[float],
 ) -> dict[str, Any]:
     lines = [
         _line(logs, "held_out_prior", rf"$P^{{\dagger}}$ prior{drawn}", "grey", "--") if about["prior"] else None,
@@ -122,8 +155,15 @@ def _held_out(
         "Nothing was measured yet: the run is shorter than one probe.")  # fmt: skip
     if any(lines):
         said += " Shown instead: IoU on labelled pairs held out of the segmenter's training, batch by batch."
-    plots = [_plot(lines, "IoU on held-out labels, %", last=last, marks=marks, smooth=True)] if any(lines) else []
+    if any(lines):
+        plots = [_plot(lines, "IoU on held-out labels, %", last=last, marks=marks, events=events, smooth=True)]
+    else:
+        plots = []
     return {"plots": plots, "table": [], "said": said, "n": 0, "first": 0, "last": int(last)}
+
+
+def _steps(events: Sequence[Event]) -> list[float]:
+    return sorted({float(one.step) for one in events})
 
 
 def _marks(config: Config, policy: bool, last: float) -> list[Mark]:
@@ -141,13 +181,15 @@ def _line(rows: Rows, key: str, name: str, colour: str, style: str = "-") -> Lin
 
 
 def _plot(
-    lines: Sequence[Line | None], title: str, *, last: float, marks: Sequence[Mark] = (), percent: bool = True,
-    smooth: bool | None = None, small: bool = False,
+    lines: Sequence[Line | None], title: str, *, last: float, marks: Sequence[Mark] = (),
+    events: Sequence[float] = (), percent: bool = True, smooth: bool | None = None, small: bool = False,
 ) -> Plot:  # fmt: skip
     there = [line for line in lines if line is not None]
     factor = 100 if percent else 1
     ends = [(line.name, factor * line.points[0][1], factor * line.points[-1][1]) for line in there]
     told = "; ".join(f"{name} from {first:.3g} to {end:.3g}" for name, first, end in ends)
     plain = told.translate(str.maketrans("", "", "$\\{}^")).replace("dagger", "†").replace("tildeP", "P̃")
-    return curves(there, title=title, alt=f"{title} over steps: {plain}", last=last, marks=marks, percent=percent,
-                  smooth=not percent if smooth is None else smooth, small=small)  # fmt: skip
+    if events:
+        plain += f"; a line at step {', '.join(f'{step:.0f}' for step in events)}"
+    return curves(there, title=title, alt=f"{title} over steps: {plain}", last=last, marks=marks, events=events,
+                  percent=percent, smooth=not percent if smooth is None else smooth, small=small)  # fmt: skip

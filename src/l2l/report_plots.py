@@ -1,4 +1,4 @@
-"""The report's curves and its scatter: matplotlib figures as data URIs, one for light pages and one for dark ones.
+"""The report's figures (curves, scatter, reliability): matplotlib as data URIs, for light pages and for dark ones.
 
 Colours are Okabe and Ito's, which people with colour blindness can tell apart; lines differ in style as well.
 """
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from l2l.metrics import Calibration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,16 +75,18 @@ class Mark:
 
     step: float
     name: str
+    """What stands above the line."""
 
 
 def curves(
-    lines: Sequence[Line], *, title: str, alt: str, last: float, marks: Sequence[Mark] = (), percent: bool = False,
-    smooth: bool = False, small: bool = False,
+    lines: Sequence[Line], *, title: str, alt: str, last: float, marks: Sequence[Mark] = (),
+    events: Sequence[float] = (), percent: bool = False, smooth: bool = False, small: bool = False,
 ) -> Plot:  # fmt: skip
     """Curves over steps, each named at its right end with its last value.
 
     Args:
         last: the right end of the x axis, steps. percent: values are shares, shown as 0 to 100.
+        events: steps at which something happened, as thin lines without a name.
         smooth: draw a running mean over the raw curve (values of single batches). small: three fit side by side.
     """
 
@@ -117,6 +121,8 @@ def curves(
                 mark.name, (mark.step, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
                 fontsize=8.5, ha="center" if mark.step > 0.08 * last else "left", color=ink.text,
             )  # fmt: skip
+        for step in events:
+            axes.axvline(step, color=ink.lines["orange"], linewidth=0.9, alpha=0.8, zorder=0)
         axes.set_title(title, fontsize=11, loc="left", pad=18 if marks else 8, color=ink.text, fontweight="bold")
         axes.set_xlabel("step")
         axes.grid(axis="y", color=ink.faint, linewidth=0.8)
@@ -155,6 +161,27 @@ def scatter(x: np.ndarray, y: np.ndarray, colour: np.ndarray, *, names: Sequence
         bar.ax.tick_params(colors=ink.text, length=0)
 
     return _render(draw, alt=alt, size=(5.3, 4.7), box=(0.115, 0.165, 0.675, 0.76))
+
+
+def reliability(found: Calibration, *, title: str, colour: str, alt: str) -> Plot:
+    """Expected IoU across, achieved IoU upwards; a dot per bin, as large as its count, and its way to the diagonal."""
+    n, expected, achieved = np.array(found.bins, float).T
+
+    def draw(axes: Axes, ink: Ink) -> None:
+        axes.plot((0, 1), (0, 1), color=ink.lines["grey"], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.vlines(expected, expected, achieved, color=ink.lines[colour], linewidth=1.2, alpha=0.45, zorder=2)
+        axes.scatter(expected, achieved, s=np.maximum(520 * n / n.sum(), 10), color=ink.lines[colour], alpha=0.9,
+                     linewidths=0.8, edgecolors=ink.back, clip_on=False, zorder=3)  # fmt: skip
+        ticks = (0, 0.25, 0.5, 0.75, 1)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=ticks, yticks=ticks, aspect="equal")
+        axes.set_xlabel("expected IoU")
+        axes.set_ylabel("achieved IoU")
+        axes.grid(color=ink.faint, linewidth=0.6, zorder=0)
+        axes.text(0.97, 0.05, f"ECE {found.ece:.3f}", ha="right", fontsize=9.5, zorder=4,
+                  bbox={"facecolor": ink.back, "edgecolor": "none", "pad": 2})  # fmt: skip
+        axes.set_title(title, fontsize=11, loc="left", pad=8, color=ink.text, fontweight="bold")
+
+    return _render(draw, alt=alt, size=(3.7, 3.6), box=(0.17, 0.145, 0.76, 0.76))
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:

@@ -78,7 +78,7 @@ def read(
         skip_bad: set bad records aside (`DataSet.bad`) instead of stopping at the first.
         scenes_count: how many pictures to draw.
         scenes_seed: the seed to draw them from.
-        scenes_world: `home` or `away`.
+        scenes_world: `home`, `away`, or `both`: every other group of ten pictures is of the other world.
 
     Raises:
         InputError: if there is no data set, if it holds no usable record, or for a bad record unless `skip_bad`.
@@ -87,7 +87,11 @@ def read(
         from l2l.data.scenes import world_samples
 
         name = "scenes" if scenes_world == "home" else f"scenes ({scenes_world})"
-        return DataSet(name, tuple(world_samples(scenes_count, scenes_seed, world=scenes_world)))
+        if scenes_world != "both":
+            return DataSet(name, tuple(world_samples(scenes_count, scenes_seed, world=scenes_world)))
+        worlds = (world_samples(scenes_count, scenes_seed, world=world) for world in ("home", "away"))
+        mixed = [one for turn, world in enumerate(worlds) for one in world if _index(one) // 10 % 2 == turn]
+        return DataSet(name, tuple(mixed))
     path = Path(data)
     bad = BadRecords(skip=skip_bad)
     name = path.resolve().name
@@ -111,6 +115,10 @@ def read(
         first = f", the first because: {bad.found[0].reason}" if bad.found else ""
         raise InputError(f"no usable record ({len(bad.found)} set aside{first})", file=file)
     return DataSet(name, tuple(samples), path, tuple(bad.found))
+
+
+def _index(sample: Sample) -> int:
+    return int(sample.image_id.rpartition("-")[2])
 
 
 def _what_is_wrong(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -88,6 +89,14 @@ def world_samples(
         raise InputError(f"sentences_per_scene is 1 to {SENTENCES}, not {sentences_per_scene}")
     if min(no_target, several) < 0 or no_target + several > 1:
         raise InputError(f"no_target {no_target} and several {several} are shares that add up to 1 at most")
+    return list(_world(count, seed, world, sentences_per_scene, no_target, several))
+
+
+@lru_cache(maxsize=4)
+def _world(
+    count: int, seed: int, world: str, sentences_per_scene: int, no_target: float, several: float
+) -> tuple[Sample, ...]:
+    """The records of a world; drawing 2,000 scenes takes seconds, and a run asks for them three times."""
     samples: list[Sample] = []
     for index in range(count):
         layout = layout_of(world, seed, index)
@@ -115,7 +124,7 @@ def world_samples(
                     provenance=f"scenes {world} seed {seed} index {index}",
                 )
             )
-    return samples
+    return tuple(samples)
 
 
 def _with_others(

@@ -79,7 +79,7 @@ class Split:
         return labelled, unlabelled
 
 
-def draw(samples: Iterable[Sample], rate: float, seed: int, *, data: str = "") -> Split:
+def draw(samples: Iterable[Sample], rate: float, seed: int, *, data: str = "", only: str = "") -> Split:
     """Draw floor(`rate` x train images) images to be labelled, as the field does; all refs of an image go with it.
 
     An image's place in the draw is a hash of seed and image id. So the order of samples does not matter, no library's
@@ -91,12 +91,14 @@ def draw(samples: Iterable[Sample], rate: float, seed: int, *, data: str = "") -
         rate: in (0, 1].
         seed: another seed, other images.
         data: the data set's name.
+        only: draw from the images whose id starts with this, and take the rate of them.
 
     Raises:
         InputError: if the rate is outside (0, 1] or too low to yield one image.
     """
     samples = list(samples)
-    images = {sample.image_id for sample in samples if sample.split == "train" and sample.targets is not None}
+    labelled = [sample.image_id for sample in samples if sample.split == "train" and sample.targets is not None]
+    images = {image for image in labelled if image.startswith(only)}
     if not images:
         raise InputError("no labelled image in split train to draw from", record=data or None)
     least = math.ceil(Fraction(10**9, len(images))) / 10**9

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2l.labelling.reward import boundary
-from l2l.labelling.sesm import EVIDENCE, entropy, evidence, soft_iou
+from l2l.labelling.sesm import PACE, soft_iou, to_logit
 from l2l.model.network import Answer
 from l2l.proposals.proposal import Proposals
 
@@ -22,20 +22,33 @@ class State:
     """What the policy sees; nothing here carries a gradient."""
 
     maps: Tensor
-    """(B, MAPS, h, w) float32."""
+    """(B, MAPS, h, w) float32: what each of the `VOICES` says for the label, in log odds / 4 (fused proposal, model,
+    model on the strong view, prior; 0 without one), the label's outline, edges of the picture, and the label as +-1."""
     facts: Tensor
-    """(B, FACTS) float32."""
+    """(B, FACTS) float32: SESM's expected IoU of label, prior and model (log odds / 2), its gate, the mean of the three
+    predictions inside the label, and how far they agree."""
     sentence: Tensor
     """(B, D) float32."""
     label: Tensor
     """bool (B, h, w): the pseudo-label under judgement, the fused proposal cut at 0.5."""
 
+    @property
+    def sure(self) -> Tensor:
+        """(B, h, w) in [0.5, 1]: confidence max(p, 1 - p) of the fused proposal."""
+        return (4 * self.maps[:, 0]).sigmoid()
+
+    @property
+    def proposal(self) -> Tensor:
+        """(B, h, w) in [0, 1]: the fused proposal."""
+        return (4 * self.maps[:, 0] * self.maps[:, -1]).sigmoid()
+
     def __getitem__(self, rows: slice) -> State:
         return State(self.maps[rows], self.facts[rows], self.sentence[rows], self.label[rows])
 
 
-MAPS = 10
-FACTS = EVIDENCE + 7
+MAPS = 7
+FACTS = 10
+VOICES = 4  # the first maps: fused proposal, model, model on the strong view, prior
 
 
 def edges(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -52,47 +65,49 @@ def observe(answer: Answer, proposals: Proposals, strong: Tensor, image: Tensor)
     """Build the state of a batch.
 
     Args:
-        answer: the teacher's, on the weak view, with proposals; its guided logits are the proposal under judgement.
+        answer: the teacher's, on the weak view, with proposals; its fused proposal is what is judged.
         strong: logits (B, h, w) without prior on the strong view of the same pixels.
         image: the weak view, (B, 3, H, W).
     """
-    elevated, guided = answer.elevated, answer.guided
-    assert elevated is not None and guided is not None
-    soft, model, fused, other = proposals.soft, answer.q.sigmoid(), guided.sigmoid(), strong.sigmoid()
-    label = fused > 0.5
+    elevated, proposal = answer.elevated, answer.proposal
+    assert elevated is not None and proposal is not None
+    proposal, soft = proposal.float(), proposals.soft.float()
+    label = proposal > 0
+    side = label.float() * 2 - 1  # how far each voice is for the label: log odds, positive where it agrees
+    here = proposals.present.float()[:, None, None]
+    voices = [proposal.clamp(-6, 6), answer.q.float().clamp(-6, 6), strong.float().clamp(-6, 6), to_logit(soft) * here]
+    shape = (proposal.shape[1], proposal.shape[2])
     maps = torch.stack(
-        [
-            soft, fused, model, (soft - model).abs(), (fused - model).abs(), entropy(fused), entropy(model),
-            (model - other).abs(), edges(image, (model.shape[1], model.shape[2])), boundary(label).float(),
-        ],
-        dim=1,
-    )  # fmt: skip
-    size = label.float().sum((1, 2))
-    inside = (fused * label).sum((1, 2)) / size.clamp_min(1)
-    rho, kappa, expected = elevated.rho.sigmoid(), elevated.kappa.sigmoid(), elevated.score.sigmoid()
-    own = [rho, kappa, elevated.gate, expected, inside, soft_iou(fused, model), soft_iou(model, other)]
-    facts = torch.cat(
-        [evidence(soft, model, proposals.score, proposals.present), torch.stack(own, dim=1)], dim=1
-    )  # (B, FACTS)
-    return State(maps.float(), facts.float(), answer.encoded.sentence.float(), label)
+        [*(voice * side / 4 for voice in voices), boundary(label).float(), edges(image, shape), side], dim=1
+    )
+    fused, model, other = proposal.sigmoid(), answer.q.float().sigmoid(), strong.float().sigmoid()
+    size = label.float().sum((1, 2)).clamp_min(1)
+    inside = [(one * label).sum((1, 2)) / size for one in (fused, model, other)]
+    agree = [soft_iou(fused, model), soft_iou(model, other), soft_iou(soft, model) * here[:, 0, 0]]
+    told = [one.float().clamp(-4, 4) / 2 for one in (elevated.score, elevated.rho, elevated.kappa)]
+    facts = torch.stack([*told, elevated.gate.float(), *inside, *agree], dim=1)  # (B, FACTS)
+    return State(maps, facts, answer.encoded.sentence.float(), label)
 
 
 class AcceptancePolicy(nn.Module):
     """Logits of acceptance per cell and per sample.
+
+    Small on purpose: it learns from a few dozen held-out labels. A convolutional policy with 32 channels over raw maps
+    ranked cells *worse* than a plain threshold (docs/LOG.md); what helps is to show it each voice turned towards the
+    label, so that it need not learn what agreement is.
 
     Args:
         words: channels D of the sentence vector.
         inner: hidden channels.
     """
 
-    def __init__(self, *, words: int, inner: int = 32):
+    def __init__(self, *, words: int, inner: int = 16):
         super().__init__()
-        self.told = nn.Linear(words, 8)
-        self.globals = nn.Linear(FACTS + 8, inner)
-        self.inward = nn.Conv2d(MAPS, inner, 3, padding=1)
-        self.middle = nn.Conv2d(inner, inner, 3, padding=1)
-        self.pixel = nn.Conv2d(inner, 1, 1)
-        self.sample = nn.Sequential(nn.Linear(FACTS + 8 + inner, inner), nn.GELU(), nn.Linear(inner, 1))
+        self.told = nn.Linear(words, 4)
+        self.globals = nn.Linear(FACTS + 4, inner)
+        self.inward = nn.Conv2d(MAPS, inner, 1)
+        self.pixel = nn.Conv2d(inner + VOICES, 1, 1)
+        self.sample = nn.Sequential(nn.Linear(FACTS + 4, inner), nn.GELU(), nn.Linear(inner, 1))
         for last in (self.pixel, self.sample[-1]):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -102,10 +117,8 @@ class AcceptancePolicy(nn.Module):
         """Logits of pi: (B, h, w) for the cells, (B,) for the samples."""
         facts = torch.cat([state.facts, F.dropout(torch.tanh(self.told(state.sentence)), 0.5, self.training)], dim=1)
         hidden = F.gelu(self.inward(state.maps) + self.globals(facts)[:, :, None, None])
-        hidden = F.gelu(self.middle(hidden))
-        sure = (state.maps[:, 1] - 0.5).abs() * 2  # confidence of the fused proposal, [0, 1]
-        cells = self.pixel(hidden)[:, 0] + self.start[0] * (sure - 0.5)
-        pooled = (hidden * state.label[:, None]).sum((2, 3)) / state.label.sum((1, 2)).clamp_min(1)[:, None]
-        expected = state.facts[:, EVIDENCE + 3]
-        sample = self.sample(torch.cat([facts, pooled], dim=1))[:, 0] + self.start[1] * (expected - 0.5)
+        cells = PACE * self.pixel(torch.cat([hidden, state.maps[:, :VOICES]], dim=1))[:, 0]
+        cells = cells + self.start[0] * (2 * state.sure - 1.5)
+        expected = (2 * state.facts[:, 0]).sigmoid()
+        sample = PACE * self.sample(facts)[:, 0] + self.start[1] * (expected - 0.5)
         return cells, sample

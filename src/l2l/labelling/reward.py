@@ -35,15 +35,20 @@ def weights(label: Tensor, truth: Tensor | None = None, *, background: float = 0
     return (1 - share) * front / total_front.clamp_min(1e-6) + share * back / total_back.clamp_min(1e-6)
 
 
-def truth_reward(label: Tensor, truth: Tensor, *, wrong: float = 2.0) -> Tensor:
-    """On held-out labels: +1 where the pseudo-label is right, -`wrong` where it is not, weighted (see `weights`).
+def truth_reward(label: Tensor, truth: Tensor, *, wrong: float = 3.0) -> Tensor:
+    """On held-out labels: 1 - (1 + `wrong`) (y - label)^2, weighted (see `weights`).
+
+    A cell that is surely right earns 1, one that is surely wrong costs `wrong`. With `wrong` = 3 a label of 0.5 is
+    worth nothing (this is the Brier skill score): a soft label that is calibrated is worth accepting however unsure it
+    is, and what there is to refuse is what is *surer than it should be*. Of a label cut at 0.5, accepting pays where
+    the chance to be right is above wrong / (1 + wrong).
 
     Args:
-        label: the pseudo-label, bool (B, h, w). truth: bool (B, h, w).
-        wrong: lambda. Accepting pays where the chance to be right is above wrong / (1 + wrong).
+        label: the pseudo-label, bool or in [0, 1], (B, h, w). truth: bool (B, h, w).
+        wrong: lambda.
     """
-    right = (label == truth).float()
-    return weights(label, truth) * (right - wrong * (1 - right))
+    error = (truth.float() - label.float()) ** 2
+    return weights(label > 0.5, truth) * (1 - (1 + wrong) * error)
 
 
 def agreement_reward(label: Tensor, proposal: Tensor, model: Tensor, fused: Tensor, rho: Tensor) -> Tensor:

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l2l.labelling.guard import DriftGuard
 from l2l.labelling.policy import AcceptancePolicy, State
 
 
@@ -80,6 +82,15 @@ class Outcome:
     """Scalar: standard deviation of the sampled rewards over the K actions, mean over samples."""
 
 
+def exact_gradient(cells: Tensor, samples: Tensor, reward: Tensor) -> Outcome:
+    """The same objective as `policy_gradient` without sampling: its expectation is known in closed form, because the
+    reward is separable. For the ablation; arguments as there."""
+    take = cells.sigmoid()
+    worth = (take * reward).sum((1, 2))
+    gained = worth + samples.sigmoid() * worth.detach()
+    return Outcome(-gained.mean(), worth.detach(), worth.detach().new_zeros(()))
+
+
 def policy_gradient(
     cells: Tensor, samples: Tensor, reward: Tensor, *, count: int, generator: torch.Generator | None = None
 ) -> Outcome:
@@ -123,14 +134,23 @@ class Rple(nn.Module):
         policy: the network pi.
         bands: (low, high) mean acceptance of samples, of foreground cells, of background cells.
         memory: how many recent samples the mean acceptance of samples is taken over.
+        rule: who accepts; `threshold` and `confidence` are ablations, see `accept`.
+        threshold: confidence max(p, 1 - p) of the fused proposal from which the fixed threshold accepts.
+        guard: the drift guard of the run, kept here to be saved with it.
+        wrong: lambda of the reward: a learned confidence accepts what is right with more than wrong / (1 + wrong).
     """
 
     recent: Tensor
     shift: Tensor
 
-    def __init__(self, *, policy: AcceptancePolicy, bands: Sequence[tuple[float, float]], memory: int = 256):
+    def __init__(
+        self, *, policy: AcceptancePolicy, bands: Sequence[tuple[float, float]], memory: int = 256,
+        rule: Literal["policy", "threshold", "confidence"] = "policy", threshold: float = 0.8, wrong: float = 3.0,
+        guard: DriftGuard | None = None,
+    ):
         super().__init__()
-        self.policy = policy
+        self.policy, self.guard = policy, guard
+        self.rule, self.threshold, self.wrong = rule, threshold, wrong
         self.bands = tuple(bands)
         self.register_buffer("recent", torch.full((memory,), float("nan")))  # sample logits, newest first
         self.register_buffer("shift", torch.zeros(3))  # slow mean of the shifts: what `decide` uses
@@ -141,6 +161,8 @@ class Rple(nn.Module):
         `remember` picks the samples that stand for the pool (the unlabelled ones); the others share their shifts.
         """
         raw_cells, raw_samples = self.policy(state)
+        if self.rule != "policy":
+            return raw_cells, raw_samples
         past = self.recent[~self.recent.isnan()]
         everyone = torch.cat([raw_samples, past])
         counts = torch.zeros_like(everyone)
@@ -160,11 +182,24 @@ class Rple(nn.Module):
             self.recent = torch.cat([fresh, self.recent])[: len(self.recent)]
         return cells, samples
 
+    def accept(self, state: State, cells: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of `judge` -> how far each cell (B, h, w) and each sample (B,) is believed, in [0, 1].
+
+        The policy's probabilities; or, with another rule, 0 and 1: a fixed threshold believes every sample, and of it
+        the cells that are sure enough; a learned confidence believes what is probably worth it.
+        """
+        if self.rule == "threshold":
+            return (state.sure >= self.threshold).float(), torch.ones_like(samples)
+        if self.rule == "confidence":
+            return (cells.sigmoid() > self.wrong / (1 + self.wrong)).float(), (samples > 0).float()
+        return cells.sigmoid(), samples.sigmoid()
+
     @torch.no_grad()
     def decide(self, state: State) -> tuple[Tensor, Tensor]:
         """Probabilities of acceptance, cells (B, h, w) and samples (B,); each sample by itself, nothing is changed."""
         training = self.policy.training
         cells, samples = self.policy.eval()(state)
         self.policy.train(training)
-        cells = cells + torch.where(state.label, self.shift[1], self.shift[2])
-        return cells.sigmoid(), (samples + self.shift[0]).sigmoid()
+        if self.rule == "policy":
+            cells, samples = cells + torch.where(state.label, self.shift[1], self.shift[2]), samples + self.shift[0]
+        return self.accept(state, cells, samples)

@@ -34,7 +34,7 @@ class Elevated:
     gate: Tensor
     """(B,) in [0, 1]: how much of the fused proposal comes from the prior."""
     guidance: list[Tensor]
-    """One map (B, D, h_k, w_k) per stage."""
+    """One map (B, D, h_k, w_k) per stage; empty in the ablation without guidance."""
 
 
 def soft_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -53,6 +53,7 @@ def to_logit(p: Tensor, limit: float = 4.0) -> Tensor:
     return torch.logit(p.float(), eps=1e-6).clamp(-limit, limit)
 
 
+BOTH, PRIOR, MODEL = 0, 1, 2  # whom the fusion listens to
 EVIDENCE = 12
 PACE = 4.0  # in and out of the judge: a run is a few hundred of Adam's steps, each of a fixed small size
 LOOK = 4  # channels through which the correction sees the picture
@@ -83,16 +84,27 @@ class SESM(nn.Module):
     Args:
         width: channels D of the segmenter's decoder maps.
         inner: channels of the reliability head and of the pixel correction.
+        fuses: without, the proposal is taken as it is, and Q where there is none, and the guided decoder is followed
+            all the way: how the other methods use a prior, and an ablation of this one.
+        guides: ablation; without, nothing of the prior reaches the segmenter.
+
+    `voice` says whom the fusion listens to, and is the drift guard's to set (see `labelling.guard`): `BOTH`, the
+    proposal alone (`PRIOR`; Q where there is none) or the model alone (`MODEL`). It is saved with the weights.
     """
 
-    def __init__(self, *, width: int, inner: int = 16):
+    voice: Tensor
+
+    def __init__(self, *, width: int, inner: int = 16, fuses: bool = True, guides: bool = True):
         super().__init__()
+        self.fuses, self.guides = fuses, guides
+        self.register_buffer("voice", torch.tensor(BOTH))
         self.judge = nn.Sequential(nn.Linear(EVIDENCE, inner), nn.GELU(), nn.Linear(inner, 4))
         nn.init.zeros_(self.judge[-1].weight)
         nn.init.zeros_(self.judge[-1].bias)
-        # The gate's two numbers are kept small and used ten times as large, so that Adam's steps of fixed size can move
-        # them within a run: sigmoid(10 x 0.3) = 0.95 of the prior at the start.
-        self.gate_slope = nn.Parameter(torch.tensor(0.1))
+        nn.init.constant_(self.judge[-1].bias[3:], -0.6)  # follow starts at sigmoid(4 x -0.6) = 0.08
+        # The gate's two numbers are kept small and used many times as large, so that Adam's steps of fixed size can
+        # move them within a run: sigmoid(10 x 0.3) = 0.95 of the prior at the start, while rho and kappa are alike.
+        self.gate_slope = nn.Parameter(torch.tensor(0.3))
         self.gate_start = nn.Parameter(torch.tensor(0.3))
         self.sharpness = nn.Parameter(torch.zeros(2))  # log scale of either map's log odds
         self.look = nn.Conv2d(width, LOOK, 1)
@@ -104,21 +116,30 @@ class SESM(nn.Module):
         nn.init.zeros_(self.correct[-1].bias)
         self.guide = Guidance(width=width)
 
-    def forward(self, encoded: Encoded, proposals: Proposals, q: Tensor) -> Elevated:
-        """q: the model's own prediction, logits (B, h, w); no gradient goes back through it."""
+    def forward(self, encoded: Encoded, proposals: Proposals, q: Tensor, *, voice: int | None = None) -> Elevated:
+        """q: the model's own prediction, logits (B, h, w), without a gradient. voice: if it is not to be its own."""
+        voice = PRIOR if not self.fuses else int(self.voice) if voice is None else voice
         present = proposals.present.float()
         soft, model = proposals.soft.float(), q.detach().float().sigmoid()
         rho, kappa, score, follow = self._reliability(proposals, soft, model)
         gate = present * torch.sigmoid(10 * (self.gate_slope * (rho - kappa).detach() + self.gate_start))
+        if voice != BOTH:
+            gate = present if voice == PRIOR else torch.zeros_like(present)
+            score = torch.where(gate > 0, rho, kappa)
+            follow = torch.full_like(follow, -20.0 if self.fuses else 20.0)
         log_prior = to_logit(soft) * self.sharpness[0].exp()
         log_model = q.detach().float().clamp(-6, 6) * self.sharpness[1].exp()
         share = gate[:, None, None]
         mixed = share * log_prior + (1 - share) * log_model
-        fused = mixed + self._correction(encoded, log_prior, log_model, soft, model, gate, rho)
+        fused = mixed
+        if voice == BOTH:
+            fused = fused + self._correction(encoded, log_prior, log_model, soft, model, gate, rho)
         trust = rho.sigmoid() * present
         # What is fused is learned from held-out labels alone (losses on `fused`, `rho`, `kappa`), not through guidance:
         # on images the segmenter has memorised, Q would look infallible.
-        guidance = self.guide(encoded.maps, soft * present[:, None, None], fused.sigmoid().detach(), trust.detach())
+        guidance: list[Tensor] = []
+        if self.guides:
+            guidance = self.guide(encoded.maps, soft * present[:, None, None], fused.sigmoid().detach(), trust.detach())
         return Elevated(fused, rho, kappa, score, follow.sigmoid(), gate, guidance)
 
     def _reliability(self, proposals: Proposals, soft: Tensor, model: Tensor) -> tuple[Tensor, ...]:

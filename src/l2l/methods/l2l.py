@@ -4,42 +4,40 @@ Labelled images are of two kinds. The segmenter learns from one; the other (the 
 so that the teacher knows no more of them than of the pool. From these labels SESM learns how far to trust whom, and the
 policy learns which pixels to believe. (They must not take part as unlabelled pairs either: SESM comes to know them by
 heart, and would hand their truth to the segmenter.) Late in the run (`sesm.release`) the segmenter gets them too, and
-SESM and the policy rest.
+SESM and the policy rest. A drift guard watches the held-out labels throughout (`labelling.guard`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from l2l.config import Config
 from l2l.data.augment import strong_view
 from l2l.data.streams import generator
 from l2l.errors import InputError
+from l2l.labelling.guard import DriftGuard, Evidence
 from l2l.labelling.policy import AcceptancePolicy, State, observe
 from l2l.labelling.reward import agreement_reward, held_out_direction, truth_reward, utility_reward, weights
-from l2l.labelling.rple import Rple, bernoulli_entropy, policy_gradient
+from l2l.labelling.rple import Rple, bernoulli_entropy, exact_gradient, policy_gradient
+from l2l.labelling.sesm import BOTH
 from l2l.model.network import Answer
 from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
 from l2l.training.parts import Parts
-from l2l.training.pool import Batch, normalise
+from l2l.training.pool import Batch, joined, normalise
 
 
 class L2L:
     """Paper symbols in the step: x labelled, h held out, u unlabelled; _w weak, _s strong; P prior, Q teacher."""
 
     def __init__(self, parts: Parts) -> None:
-        config = parts.config
         self.parts = parts
-        bands = (
-            (config.rple.samples_low, config.rple.samples_high),
-            (config.rple.front_low, config.rple.front_high),
-            (config.rple.back_low, 0.999),
-        )
-        policy = AcceptancePolicy(words=config.model.text_width)
-        self.extra = Rple(policy=policy, bands=bands, memory=config.rple.memory)
         self.folds = make_folds(parts)
+        self.extra = make_rple(parts.config, honest=len(self.folds) > 1, refs=len(self.folds[0]))
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):
             raise InputError("l2l learns from unlabelled pairs, here are none: lower --rate or add --unlabelled FILE")
@@ -47,6 +45,11 @@ class L2L:
     def learning_rates(self) -> Mapping[str, float]:
         config = self.parts.config
         return {"segmenter": config.train.rate, "sesm": config.sesm.rate, "extra": config.rple.rate}
+
+    @property
+    def guard(self) -> DriftGuard | None:
+        """The drift guard, where it is asked for."""
+        return self.extra.guard if self.parts.config.rple.guard else None
 
     def fold_at(self, step: int) -> tuple[Tensor, Tensor]:
         """(refs the segmenter learns from, refs held out) at a step."""
@@ -60,9 +63,12 @@ class L2L:
         return seen, held
 
     def step(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        parts, config = self.parts, self.parts.config
+        parts, config, guard = self.parts, self.parts.config, self.guard
+        if step == 0 and guard is not None and not guard.honest:
+            self._ask_guard(guard, Evidence(prior_quality(parts), math.nan, math.nan, math.nan))
         burning = step < config.train.burn_in * config.train.steps
         released = step >= config.sesm.release * config.train.steps
+        learning = not released and (guard is None or guard.honest)
         seen, held = self.fold_at(step)
 
         x = parts.weak(parts.refs_at("labelled", step, config.train.labelled, seen), "labelled", step,
@@ -73,52 +79,61 @@ class L2L:
         assert x.mask is not None and h.mask is not None
         x_s = strong_view(x.image, parts.rng("strong x", step))
         u_s = strong_view(u.image, parts.rng("strong u", step))
-        h_s = strong_view(h.image, parts.rng("strong h", step))
+        count_x, count_h = len(x.rows), len(h.rows)
 
         with parts.autocast():
             # one batched pass for both streams of the student, one without a graph for the teacher
             student = parts.network(
                 normalise(torch.cat([x_s] if burning else [x_s, u_s])),
                 x.tokens if burning else torch.cat([x.tokens, u.tokens]),
-                _joined(x, u).proposals if not burning else x.proposals,
+                x.proposals if burning else joined(x, u).proposals,
             )
             with torch.no_grad():
-                both = h if burning else _joined(h, u)
+                both = h if burning else joined(h, u)
                 teacher = parts.teacher(normalise(both.image), both.tokens, both.proposals)
-                strong_h = parts.network(normalise(h_s), h.tokens).q
-        count_x, count_h = len(x.rows), len(h.rows)
+                strong_h = parts.network(normalise(strong_view(h.image, parts.rng("strong h", step))), h.tokens).q
 
         loss_x = segmentation_loss(student.q[:count_x], x.mask).mean()
         loss_xg = segmentation_loss(student.guided[:count_x], x.mask).mean()
         loss = loss_x + loss_xg
         logs = {"loss_x": loss_x.item(), "loss_x_guided": loss_xg.item()}
-        if not released:
-            loss_sesm, told = self._sesm_loss(h, teacher)
-            loss, logs = loss + loss_sesm, logs | told
 
         strong = strong_h if burning else torch.cat([strong_h, student.q[count_x:].detach()])
         assert teacher.elevated is not None
         state = observe(teacher, both.proposals, strong, both.image)
-        of_pool = slice(0, None) if burning else slice(count_h, None)
-        cells, samples = self.extra.judge(state, remember=of_pool)
-        if not released:
-            loss_policy, told = self._policy_loss(step, h, u, state, cells, samples, teacher, burning)
-            loss, logs = loss + loss_policy, logs | told
+        cells, samples = self.extra.judge(state, remember=slice(None) if burning else slice(count_h, None))
+        accept, take = self.extra.accept(state, cells.detach(), samples.detach())
+        if learning:
+            loss_sesm, told = self._sesm_loss(h, teacher)
+            loss_policy, rewards = self._policy_loss(step, h, u, state, cells, samples, teacher, burning)
+            loss, logs = loss + loss_sesm + loss_policy, logs | told | rewards
+            precision = accepted_precision(accept[:count_h], take[:count_h], state.label[:count_h], h.mask > 0.5)
+            if guard is not None:
+                self._ask_guard(guard, Evidence(told["held_out_prior"], told["held_out_model"],
+                                                told["held_out_fused"], precision))  # fmt: skip
         if burning:
             return loss, logs
 
-        label_u = state.label[count_h:].float()
-        accept, take = cells[count_h:].detach().sigmoid(), samples[count_h:].detach().sigmoid()
-        loss_u = (segmentation_loss(student.q[count_x:], label_u, accept) * take).mean()
-        loss_ug = (segmentation_loss(student.guided[count_x:], label_u, accept) * take).mean()
-        loss = loss + config.train.unlabelled_weight * (loss_u + loss_ug)
+        label_u, accept, take = state.label[count_h:].float(), accept[count_h:], take[count_h:]
+        target = state.proposal[count_h:] if config.rple.soft else label_u
+        weight = config.train.unlabelled_weight * (1.0 if guard is None else float(guard.open))
+        loss_u = (segmentation_loss(student.q[count_x:], target, accept) * take).mean()
+        loss_ug = (segmentation_loss(student.guided[count_x:], target, accept) * take).mean()
         front = (accept * label_u).sum() / label_u.sum().clamp_min(1)
-        return loss, logs | {
+        return loss + weight * (loss_u + loss_ug), logs | {
             "loss_u": loss_u.item(), "loss_u_guided": loss_ug.item(), "accept_samples": float(take.mean()),
             "accept_front": float(front), "gate": float(teacher.elevated.gate[count_h:].mean()),
             "rho": float(teacher.elevated.rho[count_h:].sigmoid().mean()),
-            "follow": float(teacher.elevated.follow[count_h:].mean()),
+            "follow": float(teacher.elevated.follow[count_h:].mean()), "unlabelled_weight": weight,
         }  # fmt: skip
+
+    def _ask_guard(self, guard: DriftGuard, evidence: Evidence) -> None:
+        """Show the guard what the step has shown, and do as it says."""
+        verdict = guard.look(evidence)
+        for network in (self.parts.network, self.parts.teacher):
+            network.sesm.voice.fill_(verdict.voice)
+        if verdict.event:
+            self.parts.events.append(f"drift guard: {verdict.event}")
 
     def _sesm_loss(self, h: Batch, teacher: Answer) -> tuple[Tensor, dict[str, float]]:
         """SESM on labels the segmenter has not seen; the gradient passes the teacher's decoder but stops at SESM."""
@@ -127,7 +142,7 @@ class L2L:
         encoded = teacher.encoded[: len(h.rows)]
         q = teacher.q[: len(h.rows)]
         with parts.autocast():
-            elevated = parts.network.sesm(encoded, h.proposals, q)
+            elevated = parts.network.sesm(encoded, h.proposals, q, voice=BOTH)
             guided = parts.teacher.guide(encoded, elevated, honest=True)
         y = h.mask > 0.5
         here = h.proposals.present
@@ -138,10 +153,11 @@ class L2L:
         loss_kappa = reliability_loss(elevated.kappa, iou_model, torch.ones_like(here))
         iou_fused = hard_iou(guided > 0, y)
         loss_score = reliability_loss(elevated.score, iou_fused, torch.ones_like(here))
+        prior = float((iou_prior * here).sum() / here.sum()) if here.any() else math.nan
         return loss_fused + loss_guided + loss_rho + loss_kappa + loss_score, {
             "loss_fused": loss_fused.item(), "loss_rho": loss_rho.item(), "loss_kappa": loss_kappa.item(),
-            "held_out_prior": float((iou_prior * here).sum() / here.sum().clamp_min(1)),
-            "held_out_model": float(iou_model.mean()), "held_out_fused": float(iou_fused.mean()),
+            "held_out_prior": prior, "held_out_model": float(iou_model.mean()),
+            "held_out_fused": float(iou_fused.mean()),
         }  # fmt: skip
 
     def _policy_loss(
@@ -149,32 +165,60 @@ class L2L:
         burning: bool,
     ) -> tuple[Tensor, dict[str, float]]:
         """REINFORCE on the held-out labels, plus agreement and one-step utility on the unlabelled pairs."""
-        config = self.parts.config
+        config = self.parts.config.rple
         assert h.mask is not None and teacher.elevated is not None and teacher.guided is not None
         count = len(h.rows)
+        offered = state.proposal if config.soft else state.label
+        reward = truth_reward(offered[:count], h.mask > 0.5, wrong=config.wrong)
+        if config.rule == "threshold":
+            return cells.new_zeros(()), {}
+        if config.rule == "confidence":
+            return confidence_loss(cells[:count], samples[:count], state.label[:count], h.mask > 0.5, reward), {}
         rng = self.parts.rng("actions", step)
-        reward = truth_reward(state.label[:count], h.mask > 0.5, wrong=config.rple.wrong)
-        held = policy_gradient(cells[:count], samples[:count], reward, count=config.rple.samples, generator=rng)
+        truth = config.truth * reward
+        if config.estimator == "exact":
+            held = exact_gradient(cells[:count], samples[:count], truth)
+        else:
+            held = policy_gradient(cells[:count], samples[:count], truth, count=config.samples, generator=rng)
         loss = held.loss
         logs = {"reward": float(held.sample_value.mean()), "reward_spread": float(held.spread)}
-        if not burning and (config.rple.agreement or config.rple.utility):
+        if not burning and (config.agreement or config.utility):
             label, q = state.label[count:], teacher.q[count:]
             direction = held_out_direction(teacher.q[:count], teacher.features[:count], h.mask > 0.5)
             agree = agreement_reward(label, u.proposals.soft, q.sigmoid(), teacher.guided[count:].sigmoid(),
                                      teacher.elevated.rho[count:].sigmoid())  # fmt: skip
             useful = utility_reward(label, q, teacher.features[count:], direction)
-            blind = config.rple.agreement * agree + config.rple.utility * useful
-            loss = loss + policy_gradient(
-                cells[count:], samples[count:], blind, count=config.rple.samples, generator=rng
-            ).loss
+            blind = config.agreement * agree + config.utility * useful
+            if config.estimator == "exact":
+                loss = loss + exact_gradient(cells[count:], samples[count:], blind).loss
+            else:
+                loss = loss + policy_gradient(
+                    cells[count:], samples[count:], blind, count=config.samples, generator=rng
+                ).loss
             logs |= {"reward_agreement": float(agree.sum((1, 2)).mean()), "utility": float(useful.sum((1, 2)).mean())}
         # Entropy in the reward's own units (each cell by its weight): the best policy is then sigma(expected reward /
         # temperature), so its logits rank cells and samples by what they are worth instead of running off to 0 and 1.
-        done = min(1.0, step / (config.sesm.release * config.train.steps))
-        temperature = config.rple.entropy * (1 - done) + config.rple.entropy_end * done
+        run = self.parts.config
+        done = min(1.0, step / (run.sesm.release * run.train.steps))
+        temperature = config.entropy * (1 - done) + config.entropy_end * done
         spread = (weights(state.label) * bernoulli_entropy(cells)).sum((1, 2)).mean()
         spread = spread + bernoulli_entropy(samples).mean()
         return loss - temperature * spread, logs | {"policy_entropy": spread.item() / 2}
+
+
+def make_rple(config: Config, *, honest: bool = True, refs: int = 0) -> Rple:
+    """The policy of a run, with its coverage bands and its drift guard."""
+    bands = (
+        (config.rple.samples_low, config.rple.samples_high),
+        (config.rple.front_low, config.rple.front_high),
+        (config.rple.back_low, 0.999),
+    )
+    patience = max(30, round(2 * config.train.burn_in * config.train.steps))
+    return Rple(
+        policy=AcceptancePolicy(words=config.model.text_width), bands=bands, memory=config.rple.memory,
+        rule=config.rple.rule, threshold=config.rple.threshold, wrong=config.rple.wrong,
+        guard=DriftGuard(honest=honest, refs=refs, patience=patience),
+    )  # fmt: skip
 
 
 def make_folds(parts: Parts) -> list[Tensor]:
@@ -182,19 +226,41 @@ def make_folds(parts: Parts) -> list[Tensor]:
     refs = parts.labelled_refs
     images = parts.pool.image_of[torch.tensor([parts.pool.pairs_of[ref][0] for ref in refs.tolist()])]
     names = images.unique()
-    count = min(len(names), max(2, round(1 / parts.config.sesm.held_out)))
+    share = parts.config.sesm.held_out
+    count = min(len(names), max(2, round(1 / share))) if share else 1
     if count < 2:
         return [refs]
     order = torch.randperm(len(names), generator=generator(parts.config.train.seed, "folds"))
+    if share > 0.5:  # one fold, the larger part
+        cut = min(len(names) - 1, max(1, round(share * len(names))))
+        held = torch.isin(images, names[order[:cut]])
+        return [refs[held], refs[~held]]
     fold_of = {int(name): place % count for place, name in enumerate(names[order].tolist())}
     folds = torch.tensor([fold_of[image] for image in images.tolist()])
     return [refs[folds == fold] for fold in range(count)]
 
 
-def _joined(a: Batch, b: Batch) -> Batch:
-    """Two batches as one, without masks."""
-    proposals = type(a.proposals)(
-        torch.cat([a.proposals.soft, b.proposals.soft]), torch.cat([a.proposals.score, b.proposals.score]),
-        torch.cat([a.proposals.present, b.proposals.present]),
-    )  # fmt: skip
-    return Batch(torch.cat([a.rows, b.rows]), torch.cat([a.image, b.image]), torch.cat([a.tokens, b.tokens]), proposals)
+def prior_quality(parts: Parts) -> float:
+    """Mean IoU of the proposals of all labelled pairs with their masks; NaN without priors. Honest whoever has learned
+    from these labels: the prior has not."""
+    pool = parts.pool
+    rows = torch.tensor([row for ref in parts.labelled_refs.tolist() for row in pool.pairs_of[ref]])
+    rows = rows[pool.present[rows]]
+    ious = hard_iou(pool.soft[rows] > 127, pool.masks[pool.ref_of[rows]] > 127)
+    return float(ious.mean()) if len(rows) else math.nan
+
+
+def accepted_precision(accept: Tensor, take: Tensor, label: Tensor, truth: Tensor) -> float:
+    """Share of the accepted foreground that is right; NaN if none is accepted. accept (B, h, w) and take (B,) in
+    [0, 1], label and truth bool (B, h, w)."""
+    believed = accept * take[:, None, None] * label
+    total = float(believed.sum())
+    return float((believed * truth).sum()) / total if total > 0 else math.nan
+
+
+def confidence_loss(cells: Tensor, samples: Tensor, label: Tensor, truth: Tensor, reward: Tensor) -> Tensor:
+    """For the ablation without reinforcement: cross-entropy on which cells are right, weighted as the reward is, and on
+    which samples are worth accepting. cells (B, h, w) and samples (B,) are logits."""
+    right = F.binary_cross_entropy_with_logits(cells, (label == truth).float(), reduction="none")
+    worth = (reward.sum((1, 2)) > 0).float()
+    return (weights(label, truth) * right).sum((1, 2)).mean() + F.binary_cross_entropy_with_logits(samples, worth)

@@ -23,6 +23,8 @@ class Answer:
     elevated: Elevated | None = None
     guided: Tensor | None = None
     """Logits (B, h, w) with guidance; `None` where no proposals were given."""
+    proposal: Tensor | None = None
+    """Logits (B, h, w) of the fused proposal, what is offered as a pseudo-label: `guided`, but for ablations."""
 
     @property
     def best(self) -> Tensor:
@@ -44,7 +46,8 @@ class Network(nn.Module):
         if proposals is None:
             return Answer(encoded, q, features)
         elevated = self.sesm(encoded, proposals, q)
-        return Answer(encoded, q, features, elevated, self.guide(encoded, elevated))
+        guided = self.guide(encoded, elevated)
+        return Answer(encoded, q, features, elevated, guided, guided if self.sesm.fuses else elevated.fused)
 
     def guide(self, encoded: Encoded, elevated: Elevated, *, honest: bool = False) -> Tensor:
         """Guided logits (B, h, w): the fused proposal, moved by the decoder as far as SESM says it may be followed.
@@ -52,6 +55,9 @@ class Network(nn.Module):
         On pictures it has learned by heart the decoder is always right; how far it is to be followed elsewhere is
         learned from held-out labels alone (`honest`), like everything else in SESM but its guidance.
         """
+        if not elevated.guidance:
+            return elevated.fused if honest else elevated.fused.detach()
         added, _ = self.segmenter.decode(encoded, elevated.guidance)
+        added = added - self.segmenter.classify.bias.float().detach()  # a correction has no bias towards background
         follow = elevated.follow if honest else elevated.follow.detach()
         return follow[:, None, None] * added + elevated.fused.detach()

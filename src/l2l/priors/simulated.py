@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from l2l.data.streams import seed_of
+from l2l.errors import InputError
 from l2l.priors.prior import Box, Prior
 from l2l.sample import Sample
 
@@ -25,6 +26,10 @@ def box_of(mask: np.ndarray) -> Box | None:
     return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
 
 
+def _area(box: Box | None) -> float:
+    return 0.0 if box is None else (box[2] - box[0]) * (box[3] - box[1])
+
+
 @dataclass
 class Simulated:
     """Boxes from the truth.
@@ -33,6 +38,8 @@ class Simulated:
         samples: everything in the data set, for the other objects of a picture.
         accuracy: chance of the right object. drop: chance of no answer at all. jitter: standard deviation of each side
             of a box, as a share of the box's size. seed: of the draws; each pair's draw depends on nothing but it.
+        errors: `random`, or `systematic`: whether it errs depends on the sentence's first and last word alone, the same
+            in every picture, and it then points at the largest other object. Errors that repeat are not outvoted.
     """
 
     samples: Sequence[Sample]
@@ -40,10 +47,13 @@ class Simulated:
     drop: float = 0.0
     jitter: float = 0.08
     seed: int = 0
+    errors: str = "random"
     _by_image: dict[str, list[Sample]] = field(default_factory=dict, repr=False)
     _boxes: dict[str, Box | None] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        if self.errors not in ("random", "systematic"):
+            raise InputError(f"errors of a simulated prior are random or systematic, not {self.errors}")
         for sample in self.samples:
             if sample.targets:
                 self._by_image.setdefault(sample.image, []).append(sample)
@@ -51,11 +61,13 @@ class Simulated:
     @property
     def name(self) -> str:
         """`simulated` and its accuracy."""
-        return f"simulated ({self.accuracy:.0%} right)"
+        how = ", systematic errors" if self.errors == "systematic" else ""
+        return f"simulated ({self.accuracy:.0%} right{how})"
 
     def fingerprint(self) -> str:
         """All options."""
-        return f"simulated-{self.accuracy}-{self.drop}-{self.jitter}-{self.seed}"
+        how = "-systematic" if self.errors == "systematic" else ""
+        return f"simulated-{self.accuracy}-{self.drop}-{self.jitter}-{self.seed}{how}"
 
     def answer(self, pairs: Sequence[tuple[Sample, str]]) -> list[Prior]:
         """One prior per pair."""
@@ -72,12 +84,17 @@ class Simulated:
         if draws[0] < self.drop:
             return Prior(note="simulated: no answer")
         own = self._box(sample) if sample.targets else None
+        words = sentence.lower().split() or [""]
+        if self.errors == "systematic":
+            draws[1] = (seed_of(self.seed, "systematic", words[0], words[-1]) % 10_000) / 10_000
         right = draws[1] < self.accuracy and own is not None
         if right:
             box = own
         else:
             others = [other for other in self._by_image.get(sample.image, ()) if self._box(other) not in (own, None)]
-            if others:
+            if others and self.errors == "systematic":
+                box = self._box(max(others, key=lambda other: _area(self._box(other))))
+            elif others:
                 box = self._box(others[int(pick[0] * len(others))])
             else:
                 side = 0.15 + 0.3 * pick[1:3]

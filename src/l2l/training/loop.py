@@ -103,13 +103,41 @@ def make_method(parts: Parts) -> Method:
             from l2l.methods.supervised import Supervised
 
             return Supervised(parts)
+        case "fully_supervised":
+            from l2l.methods.fully_supervised import FullySupervised
+
+            return FullySupervised(parts)
+        case "prior_training":
+            from l2l.methods.prior_training import PriorTraining
+
+            return PriorTraining(parts)
+        case "fixmatch":
+            from l2l.methods.fixmatch import FixMatch
+
+            return FixMatch(parts)
+        case "mean_teacher":
+            from l2l.methods.mean_teacher import MeanTeacher
+
+            return MeanTeacher(parts)
+        case "resmatch":
+            from l2l.methods.resmatch import ResMatch
+
+            return ResMatch(parts)
+        case "semires":
+            from l2l.methods.semires import SemiRes
+
+            return SemiRes(parts)
+        case "dam_net":
+            from l2l.methods.dam_net import DamNet
+
+            return DamNet(parts)
         case other:
             raise InputError(f"method {other} does not train")
 
 
 def train(
     config: Config, out: Path | str, *, resume: bool = False, progress: Progress | None = None,
-    stop_after: int | None = None,
+    stop_after: int | None = None, tell: Callable[[str], None] | None = None,
 ) -> Path:
     """Train a method and leave a run directory.
 
@@ -117,6 +145,7 @@ def train(
         out: the run directory: `config.json`, `split.json`, `metrics.jsonl`, `checkpoint.safetensors`, `about.json`.
         resume: go on from the checkpoint in `out`, if there is one.
         progress: called with (step, steps, last logs).
+        tell: takes what happens in words, as when the drift guard steps in; `metrics.jsonl` has it as well.
         stop_after: leave after so many steps in all, as if cut off (for tests and for work in pieces).
 
     Raises:
@@ -149,6 +178,11 @@ def train(
         began, first = time.perf_counter(), run.step
         while run.step < steps and (stop_after is None or run.step < stop_after):
             logs = train_step(run)
+            for event in run.parts.events:
+                _write(log, {"step": run.step, "event": event})
+                if tell:
+                    tell(f"step {run.step}: {event}")
+            run.parts.events.clear()
             seconds = (time.perf_counter() - began) / (run.step - first)
             if run.step % 10 == 0 or run.step == steps:
                 _write(log, {"step": run.step, **logs})
@@ -208,7 +242,7 @@ def load_run(folder: Path | str) -> tuple[Config, Network | None, nn.Module, dic
 
     The network is `None` for `prior_only`. Raises `InputError` if this is no run or it is damaged.
     """
-    from l2l.labelling.policy import AcceptancePolicy
+    from l2l.methods.l2l import make_rple
     from l2l.model.text import Vocabulary
 
     folder = Path(folder)
@@ -230,8 +264,7 @@ def load_run(folder: Path | str) -> tuple[Config, Network | None, nn.Module, dic
     load_module(network, "teacher.", tensors, file=folder / CHECKPOINT)
     extra: nn.Module = nn.Module()
     if config.train.method == "l2l":
-        bands = ((0.0, 1.0),) * 3
-        extra = Rple(policy=AcceptancePolicy(words=config.model.text_width), bands=bands, memory=config.rple.memory)
+        extra = make_rple(config)
         load_module(extra, "extra.", tensors, file=folder / CHECKPOINT)
         extra.to(config.train.device).eval().requires_grad_(False)
     return config, network, extra, about

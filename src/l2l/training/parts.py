@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from l2l.config import Config
-from l2l.data.augment import draw_geometry
+from l2l.data.augment import Geometry, draw_geometry
 from l2l.data.streams import Stream, generator
 from l2l.model.network import Network
 from l2l.proposals.proposal import Proposals
@@ -32,6 +32,8 @@ class Parts:
     """bfloat16 or float32, what autocast uses."""
     dealt: dict[str, Tensor] = field(default_factory=dict)
     """The rows of the step under way, by stream: what an error message names."""
+    events: list[str] = field(default_factory=list)
+    """What the step under way has to tell in words; the loop writes it to the log."""
     _streams: dict[str, Stream] = field(default_factory=dict)
 
     @property
@@ -56,8 +58,7 @@ class Parts:
     def weak(self, rows: Tensor, name: str, step: int, *, swap: float = 0.0, drop: float = 0.0) -> Batch:
         """A weak view of some rows, with some priors swapped or dropped."""
         self.dealt[name] = rows
-        rng = generator(self.config.train.seed, name, "view", step)
-        view = draw_geometry(self.pool.mirrorable[rows], rng, least=self.config.train.zoom)
+        view, rng = self.view(rows, name, step)
         swapped = torch.rand(len(rows), generator=rng) < swap
         kept = (torch.rand(len(rows), generator=rng) >= drop).to(self.pool.device)
         batch = self.pool.batch(rows, view=view, swap=swapped if swap else None)
@@ -68,6 +69,11 @@ class Parts:
         soft = torch.where(present[:, None, None], old.soft, 0.5)
         new = Proposals(soft, old.score * present, present)
         return Batch(batch.rows, batch.image, batch.tokens, new, batch.mask)
+
+    def view(self, rows: Tensor, name: str, step: int) -> tuple[Geometry, torch.Generator]:
+        """The geometry of `weak`'s view of these rows, and the generator as the draw left it."""
+        rng = generator(self.config.train.seed, name, "view", step)
+        return draw_geometry(self.pool.mirrorable[rows], rng, least=self.config.train.zoom), rng
 
     def rng(self, name: str, step: int) -> torch.Generator:
         """A generator for this purpose at this step."""

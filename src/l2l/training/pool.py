@@ -57,6 +57,15 @@ class Batch:
     """(B, h, w) float in [0, 1]: the share of each stride-4 cell that is foreground; `None` for unlabelled pairs."""
 
 
+def joined(a: Batch, b: Batch) -> Batch:
+    """Two batches as one, without masks."""
+    proposals = Proposals(
+        torch.cat([a.proposals.soft, b.proposals.soft]), torch.cat([a.proposals.score, b.proposals.score]),
+        torch.cat([a.proposals.present, b.proposals.present]),
+    )  # fmt: skip
+    return Batch(torch.cat([a.rows, b.rows]), torch.cat([a.image, b.image]), torch.cat([a.tokens, b.tokens]), proposals)
+
+
 @dataclass(frozen=True)
 class Pool:
     """Tables over images, refs and pairs. `masks` are there only for those refs whose labels may be seen."""

@@ -17,6 +17,7 @@ from l2l.data.splits import Split, draw
 from l2l.data.streams import seed_of
 from l2l.errors import BadRecords, InputError
 from l2l.model.network import Network
+from l2l.model.segmenter import Segmenter
 from l2l.model.text import Vocabulary
 from l2l.proposals.bank import PriorBank, read_priors, soft_maps
 from l2l.sample import Sample
@@ -64,7 +65,8 @@ def prepare(config: Config) -> Prepared:
         split = Split.load(Path(data.split_file))
         split.check(dataset)
     else:
-        split = draw(dataset.samples, data.rate, config.train.seed, data=dataset.name)
+        rate = 1.0 if config.train.method == "fully_supervised" else data.rate
+        split = draw(dataset.samples, rate, config.train.seed, data=dataset.name, only=data.labels_from)
     labelled, unlabelled = split.apply(dataset.samples)
     if not labelled:
         raise InputError("the split labels no image of this data set", file=data.split_file or None)
@@ -94,7 +96,6 @@ def prepare(config: Config) -> Prepared:
 def build_network(config: Config, vocabulary: Vocabulary) -> Network:
     """The compact network, weights drawn from the seed."""
     from l2l.labelling.sesm import SESM
-    from l2l.model.segmenter import Segmenter
     from l2l.model.text import CompactText
     from l2l.model.vision import CompactEncoder
 
@@ -107,8 +108,44 @@ def build_network(config: Config, vocabulary: Vocabulary) -> Network:
         ),
         words=model.text_width, width=model.width, context=model.context,
     )  # fmt: skip
-    network = Network(segmenter=segmenter, sesm=SESM(width=model.width))
+    fuses = config.sesm.use and config.train.method == "l2l"  # nobody else teaches it
+    sesm = SESM(width=model.width, fuses=fuses, guides=config.sesm.guidance)
+    network = Network(segmenter=segmenter, sesm=sesm)
+    if model.start:
+        start_encoders(network.segmenter, vocabulary)
     return network.to(config.train.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@torch.no_grad()
+def start_encoders(segmenter: Segmenter, vocabulary: Vocabulary) -> None:
+    """Give a segmenter the grounder's vision, text and fusion weights; words that both know keep their embedding.
+
+    Raises:
+        InputError: if the segmenter is of another size.
+    """
+    from l2l.priors.grounder import WEIGHTS
+    from l2l.training.checkpoint import load_tensors
+
+    tensors, about = load_tensors(WEIGHTS)
+    own = segmenter.state_dict()
+    theirs = {word: row + 2 for row, word in enumerate(about["vocabulary"])}  # 0 and 1: padding, unknown
+    rows = [(row + 2, theirs[word]) for row, word in enumerate(vocabulary.words) if word in theirs]
+    for name, value in tensors.items():
+        if not name.startswith(("vision.", "text.", "attention.")):
+            continue
+        if name == "text.embedding.weight" and value.shape[1:] == own[name].shape[1:]:
+            to, source = (torch.tensor(part) for part in zip(*[(0, 0), (1, 1), *rows], strict=True))
+            own[name][to] = value[source].float()
+        elif name == "text.position" and value.shape[2:] == own[name].shape[2:]:
+            length = min(value.shape[1], own[name].shape[1])
+            own[name][:, :length] = value[:, :length].float()
+        elif name in own and own[name].shape == value.shape:
+            own[name].copy_(value)
+        else:
+            raise InputError(
+                "model.start=away needs model.channels=40,80,128,160, model.depths=1,2,2,1, model.text_width=96 and "
+                "model.text_depth=2"
+            )
 
 
 def choose_precision(config: Config) -> torch.dtype:

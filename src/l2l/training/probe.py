@@ -61,9 +61,9 @@ def judge(
         with autocast:
             answer = network(normalise(batch.image), batch.tokens, batch.proposals)
             elevated = answer.elevated
-            assert elevated is not None and answer.guided is not None
+            assert elevated is not None and answer.proposal is not None
             out = {
-                "proposal": batch.proposals.soft, "q": answer.q.sigmoid(), "fused": answer.guided.sigmoid(),
+                "proposal": batch.proposals.soft, "q": answer.q.sigmoid(), "fused": answer.proposal.sigmoid(),
                 "mixture": elevated.fused.sigmoid(), "rho": elevated.rho.sigmoid(), "present": batch.proposals.present,
                 "expected": elevated.score.sigmoid(),
             }  # fmt: skip

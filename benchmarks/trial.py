@@ -1,0 +1,127 @@
+"""One run on a world of drawn scenes that the benchmark does not report (`scenes_seed` 1): where settings are tried.
+
+    python benchmarks/trial.py NAME METHOD [--steps 300] [--rate 0.05] [--seed 0] [--prior 0.6] [--oracle] [--set A.B=C]
+
+Writes OUT/NAME.log: the yardsticks of the pseudo-labels as the run goes, and val mIoU and P@0.5 with the prior, without
+it and of the prior alone. `--oracle` lets the truth decide what L2L accepts (exactly the right cells): what any rule of
+acceptance could win at most. Not a method: it looks at what nobody may see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from l2l.benchmark_suites import SCENES
+from l2l.config import Config
+from l2l.data.augment import Geometry
+from l2l.evaluate import answers_and_rho, prepare_split, prior_answers, score_pairs
+from l2l.labelling.policy import State
+from l2l.labelling.rple import Rple
+from l2l.metrics import summarise
+from l2l.priors.make import make_priors
+from l2l.training.loop import Run, train_step
+from l2l.training.prepare import Prepared, prepare, read_data
+from l2l.training.probe import Probe, measure
+
+
+def configure(args: argparse.Namespace, out: Path) -> Config:
+    """The benchmark's settings on the trial world, with a simulated prior of that accuracy (or the grounder's)."""
+    config = SCENES.replace("data", rate=args.rate, scenes_seed=1, prior="")
+    config = config.replace("train", method=args.method, steps=args.steps, seed=args.seed, probe_every=100)
+    if args.prior != "none":
+        store = out / f"prior-{args.prior}"
+        if not store.exists():
+            data = read_data(config.data)
+            if args.prior == "grounder":
+                make_priors(data, store).close()
+            else:
+                make_priors(data, store, source="simulated", accuracy=float(args.prior)).close()
+        config = config.replace("data", prior=str(store))
+    for assignment in args.set:
+        config = config.override(assignment)
+    return config
+
+
+def let_truth_decide(run: Run, prepared: Prepared) -> None:
+    """Replace L2L's rule of acceptance by the truth."""
+    rple, parts = run.method.extra, run.parts
+    assert isinstance(rple, Rple)
+    geometry, drawn = parts.view, {}
+
+    def view(rows: Tensor, name: str, step: int) -> tuple[Geometry, torch.Generator]:
+        made = geometry(rows, name, step)
+        if name == "unlabelled":
+            truth = prepared.truth[parts.pool.ref_of[rows]][:, None].float() / 255
+            drawn["truth"] = made[0].apply(truth)[:, 0] > 0.5
+        return made
+
+    def accept(state: State, cells: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        believed, taken = cells.sigmoid(), samples.sigmoid()
+        count = len(drawn["truth"])
+        if len(state.label) > count:  # not while the labels alone are learned from
+            believed[-count:] = (state.label[-count:] == drawn["truth"]).float()
+            taken[-count:] = 1
+        return believed, taken
+
+    object.__setattr__(parts, "view", view)
+    rple.accept = accept  # type: ignore[method-assign]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name")
+    parser.add_argument("method")
+    parser.add_argument("--out", type=Path, default=Path("trials"))
+    parser.add_argument("--steps", type=int, default=SCENES.train.steps)
+    parser.add_argument("--rate", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prior", default="0.6", help="accuracy of a simulated one, grounder, or none")
+    parser.add_argument("--oracle", action="store_true")
+    parser.add_argument("--set", action="append", default=[])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    config = configure(args, args.out)
+    prepared = prepare(config)
+    run = Run.start(config, prepared)
+    if args.oracle:
+        let_truth_decide(run, prepared)
+    probe = Probe.draw(run.parts, prepared.truth, prepared.truth_known)
+    began = time.perf_counter()
+    with (args.out / f"{args.name}.log").open("w", encoding="utf-8") as log:
+
+        def say(value: object) -> None:
+            print(value if isinstance(value, str) else json.dumps(value), file=log, flush=True)
+
+        say(" ".join(sys.argv[1:]))
+        while run.step < config.train.steps:
+            train_step(run)
+            for event in run.parts.events:
+                say({"step": run.step, "event": event})
+            run.parts.events.clear()
+            if probe and (run.step % config.train.probe_every == 0 or run.step == config.train.steps):
+                rple = run.method.extra if isinstance(run.method.extra, Rple) else None
+                found = measure(probe.judged(run.parts, rple), probe.truth)
+                say({"step": run.step, "seconds": round(time.perf_counter() - began)}
+                    | {name: round(100 * value, 1) for name, value in found.items()})  # fmt: skip
+        samples = prepared.dataset.split("val")
+        pool, bank = prepare_split(samples, config, prepared.vocabulary, config.data.prior)
+        network = run.parts.teacher.eval()
+        ways = {"without": answers_and_rho(network, pool, config, prior=False)}
+        if bank:
+            ways |= {"with": answers_and_rho(network, pool, config, prior=True), "alone": prior_answers(pool)}
+        for name, results in ways.items():
+            pairs = score_pairs(pool, results)
+            scores = summarise([one.intersection for one in pairs], [one.union for one in pairs])
+            say({"val": name, "mIoU": round(100 * scores.miou, 2), "P@0.5": round(100 * scores.precision["P@0.5"], 1)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The bank of regions: what looks like one thing is one region, every time, and warped like its picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from l2l.data.augment import Geometry
+from l2l.proposals import regions
+from l2l.proposals.regions import in_view, oversegment, region_bank, region_counts
+
+
+def disc() -> tuple[torch.Tensor, torch.Tensor]:
+    """A red disc on green with a little noise: uint8 (1, 3, 32, 48), and bool (1, 16, 24), the disc at half size."""
+    y, x = torch.meshgrid(torch.arange(16), torch.arange(24), indexing="ij")
+    inside = ((y - 7.5) ** 2 + (x - 10.5) ** 2 < 5**2)[None]
+    red, green = torch.tensor([200, 40, 40])[:, None, None], torch.tensor([40, 160, 60])[:, None, None]
+    picture = torch.where(inside.repeat_interleave(2, 1).repeat_interleave(2, 2), red, green)
+    noise = torch.randint(-3, 4, picture.shape, generator=torch.Generator().manual_seed(0))
+    return (picture + noise).to(torch.uint8)[None], inside
+
+
+def test_two_colours_are_two_regions() -> None:
+    picture, inside = disc()
+    maps = oversegment(picture)
+    assert maps.dtype == torch.int16 and maps.shape == (1, len(regions.SCALES), 16, 24)
+    coarse = maps[:, -1]
+    assert coarse.unique().tolist() == [1, 2]
+    red = coarse == coarse[0, 8, 10]
+    assert ((red & inside).sum() / (red | inside).sum()).item() > 0.9
+
+
+def test_coarser_scales_have_fewer_regions_and_none_is_tiny() -> None:
+    pictures = torch.randint(0, 256, (3, 3, 8, 12), generator=torch.Generator().manual_seed(1))
+    pictures = pictures.repeat_interleave(6, 2).repeat_interleave(6, 3).to(torch.uint8)
+    maps = oversegment(pictures)
+    counts = maps.amax((2, 3)).float().mean(0)
+    assert (counts.diff() <= 0).all() and counts[0] > counts[-1]
+    sizes = region_counts(maps, torch.zeros(3, *maps.shape[2:]))[1]
+    assert sizes[sizes > 0].min() >= regions.LEAST and (sizes.sum(2) == maps[0, 0].numel()).all()
+
+
+def test_the_same_picture_gives_the_same_regions_alone_or_among_others() -> None:
+    rng = torch.Generator().manual_seed(2)
+    pictures = torch.randint(0, 256, (3, 3, 33, 30), generator=rng).to(torch.uint8)
+    whole = oversegment(pictures)
+    assert whole.shape[2:] == (17, 15)
+    assert torch.equal(whole, oversegment(pictures)) and torch.equal(whole[1:2], oversegment(pictures[1:2]))
+
+
+def test_the_bank_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("L2L_CACHE", str(tmp_path))
+    picture, _ = disc()
+    first = region_bank(picture)
+    with monkeypatch.context() as patch:
+        patch.setattr(regions, "oversegment", lambda images: pytest.fail("made again"))
+        assert torch.equal(region_bank(picture), first)
+    other = picture.clone()
+    other[0, 0, 0, 0] += 1
+    region_bank(other)  # one level of one pixel: other pictures, another key
+    assert len(list(tmp_path.glob("regions-*.npy"))) == 2
+
+
+def test_counts_are_those_of_a_loop() -> None:
+    rng = torch.Generator().manual_seed(3)
+    maps = torch.randint(0, 5, (2, 3, 6, 7), generator=rng)
+    p = torch.rand(2, 6, 7, generator=rng) > 0.5
+    inside, sizes = region_counts(maps.to(torch.int16), p)
+    for b, s, r in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(1, 5)).tolist():
+        m = maps[b, s] == r
+        assert sizes[b, s, r] == m.sum() and inside[b, s, r] == (m & p[b]).sum()
+    assert (inside[..., 0] == 0).all() and (sizes[..., 0] == 0).all()  # 0 is no region
+
+
+def test_maps_are_warped_as_pictures_are() -> None:
+    maps = torch.randint(1, 6, (3, 2, 12, 20), generator=torch.Generator().manual_seed(4)).to(torch.int16)
+    view = Geometry(
+        torch.tensor([False, True, True]), torch.tensor([1.0, 1.0, 0.8]),
+        torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.1, -0.2]]),
+    )  # fmt: skip
+    seen = in_view(maps, view, (12, 20))
+    assert torch.equal(seen[0], maps[0].long()) and torch.equal(seen[1], maps[1].flip(2).long())
+    for region in range(1, 6):  # bilinear, as masks are: at least half a region where the map says it is that region
+        share = view.apply((maps == region).float())
+        assert (share[2][seen[2] == region] > 0.24).all() and (seen[2] == region)[share[2] > 0.76].all()
+    assert (seen[2] == 0).any()  # beyond the frame
