@@ -85,11 +85,11 @@ def test_guidance_starts_without_effect() -> None:
     answer = made(image, tokens, proposals)
     assert answer.guided is not None and answer.elevated is not None
     assert not any(one.any() for one in answer.elevated.guidance)
-    # so the decoder adds what it says without guidance, but for its bias towards background, and little is followed
-    follow = answer.elevated.follow[:, None, None]
-    assert follow.max() < 0.1
+    # so the decoder adds to the prior what it says without guidance, but for its bias towards background
     added = answer.q - made.segmenter.classify.bias
-    assert torch.allclose(answer.guided, answer.elevated.fused + follow * added, atol=1e-5)
+    assert torch.allclose(answer.guided, answer.elevated.base + added, atol=1e-5)
+    follow = answer.elevated.follow[:, None, None]
+    assert torch.allclose(answer.best, (1 - follow) * answer.elevated.fused + follow * answer.guided, atol=1e-5)
 
 
 def test_pairs_do_not_see_one_another() -> None:

@@ -19,11 +19,11 @@ from l2l.methods.dam_net import attention_consistency, referent
 from l2l.methods.mean_teacher import ramp
 from l2l.methods.resmatch import article_ids, quality, strong_sentence
 from l2l.methods.semires import mend, pixel_weights
-from l2l.model.text import PAD, UNKNOWN, words_of
+from l2l.model.text import PAD, UNKNOWN, Vocabulary, words_of
 from l2l.training.checkpoint import load_tensors
 from l2l.training.loop import CHECKPOINT, METRICS, Run, train, train_step
 from l2l.training.losses import segmentation_loss
-from l2l.training.prepare import Prepared, prepare
+from l2l.training.prepare import Prepared, build_network, prepare
 
 LABELLING = ["fixmatch", "mean_teacher", "resmatch", "semires", "dam_net"]
 RIVALS = ["prior_training", *LABELLING]
@@ -301,3 +301,25 @@ def test_attention_of_two_views_agrees_or_costs() -> None:
     one, other = attention_consistency(a, b, known, valid), attention_consistency(b, a, known, valid)
     assert one > 0 and one.item() == pytest.approx(other.item())
     assert attention_consistency(a, b, known, torch.zeros(4, dtype=torch.bool)) == 0
+
+
+def test_what_a_method_does_not_read_does_not_change_its_run() -> None:
+    l2l, rival = Config(), Config().replace("train", method="fixmatch")
+    assert l2l.hash() != l2l.replace("rple", samples=4).hash() and l2l.hash() == l2l.replace("rivals", iou=0.6).hash()
+    assert rival.hash() == rival.replace("rple", samples=4).hash() == rival.replace("sesm", held_out=0.5).hash()
+    assert len({rival.hash(), rival.replace("rivals", iou=0.6).hash(), rival.replace("sesm", swap=0.2).hash()}) == 3
+
+
+def test_encoders_can_start_from_another_world() -> None:
+    vocabulary = Vocabulary(("blorp", "red", "star"))
+    config = Config().replace("model", channels=(40, 80, 128, 160), context=(0, 1, 1), width=48)
+    away = config.replace("model", start="away")
+    bare, started = (build_network(one, vocabulary).segmenter for one in (config, away))
+    before, after = bare.state_dict(), started.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name.partition(".")[0] for name in same} >= {"smooth", "classify", "lateral", "context"}
+    assert not same & {"vision.stem.0.weight", "text.position", "attention.0.query.weight"}
+    assert torch.equal(before["text.embedding.weight"][2], after["text.embedding.weight"][2])  # a word it never met
+    assert not torch.equal(before["text.embedding.weight"][3:], after["text.embedding.weight"][3:])
+    with pytest.raises(InputError, match=r"model\.start=away needs"):
+        build_network(away.replace("model", channels=(32, 64, 128, 160)), vocabulary)

@@ -251,9 +251,15 @@ class Config:
         return dataclasses.asdict(self)
 
     def hash(self) -> str:
-        """12 hex digits of everything but the device: equal hashes mean equal results on one machine."""
+        """12 hex digits of what the method reads, but for the device: equal hashes, equal results on one machine."""
         value = self.to_json()
         value["train"].pop("device")
+        if self.train.method == "l2l":
+            value.pop("rivals")
+        else:
+            value.pop("rple")
+            for name in ("held_out", "rotate", "release", "use", "guidance"):
+                value["sesm"].pop(name)
         return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
 
     def to_text(self) -> str:

@@ -154,7 +154,7 @@ def answers_and_rho(
             answer = network(normalise(x.image), x.tokens, x.proposals)
         assert answer.elevated is not None
         if prior:
-            logits, reliability = answer.guided, answer.elevated.score
+            logits, reliability = answer.best, answer.elevated.score
         else:
             logits, reliability = answer.q, answer.elevated.kappa
         assert logits is not None

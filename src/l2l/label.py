@@ -180,7 +180,7 @@ def answer_batch(
         assert elevated is not None and answer.guided is not None
         logits, reliability = answer.q, elevated.kappa
         if prior:
-            logits, reliability = answer.guided, elevated.score
+            logits, reliability = answer.best, elevated.score
         score = reliability.float().sigmoid().cpu()
         if rple is None:
             return Labelled(logits.cpu(), score, None, None)

@@ -100,7 +100,7 @@ class Predictor:
         assert answer.elevated is not None and answer.guided is not None
         logits, reliability = answer.q, answer.elevated.kappa
         if box is not None:
-            logits, reliability = answer.guided, answer.elevated.score
+            logits, reliability = answer.best, answer.elevated.score
         mask = upsample(logits[0].cpu(), self._size)
         return Prediction(mask, float(reliability[0].float().sigmoid()), tight_box(mask))
 

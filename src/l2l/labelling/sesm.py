@@ -30,7 +30,9 @@ class Elevated:
     score: Tensor
     """Logits (B,) of the expected IoU of the fused proposal after guidance."""
     follow: Tensor
-    """(B,) in [0, 1]: how far the guided decoder may move the fused proposal."""
+    """(B,) in [0, 1]: how much of the fused proposal is the guided answer."""
+    base: Tensor
+    """Log odds (B, h, w) that the guided answer starts from: the proposal, or Q where there is none."""
     gate: Tensor
     """(B,) in [0, 1]: how much of the fused proposal comes from the prior."""
     guidance: list[Tensor]
@@ -84,8 +86,8 @@ class SESM(nn.Module):
     Args:
         width: channels D of the segmenter's decoder maps.
         inner: channels of the reliability head and of the pixel correction.
-        fuses: without, the proposal is taken as it is, and Q where there is none, and the guided decoder is followed
-            all the way: how the other methods use a prior, and an ablation of this one.
+        fuses: without, the proposal is taken as it is, and Q where there is none, and the guided answer is the last
+            word: how the other methods use a prior, and an ablation of this one.
         guides: ablation; without, nothing of the prior reaches the segmenter.
 
     `voice` says whom the fusion listens to, and is the drift guard's to set (see `labelling.guard`): `BOTH`, the
@@ -101,7 +103,6 @@ class SESM(nn.Module):
         self.judge = nn.Sequential(nn.Linear(EVIDENCE, inner), nn.GELU(), nn.Linear(inner, 4))
         nn.init.zeros_(self.judge[-1].weight)
         nn.init.zeros_(self.judge[-1].bias)
-        nn.init.constant_(self.judge[-1].bias[3:], -0.6)  # follow starts at sigmoid(4 x -0.6) = 0.08
         # The gate's two numbers are kept small and used many times as large, so that Adam's steps of fixed size can
         # move them within a run: sigmoid(10 x 0.3) = 0.95 of the prior at the start, while rho and kappa are alike.
         self.gate_slope = nn.Parameter(torch.tensor(0.3))
@@ -126,7 +127,7 @@ class SESM(nn.Module):
         if voice != BOTH:
             gate = present if voice == PRIOR else torch.zeros_like(present)
             score = torch.where(gate > 0, rho, kappa)
-            follow = torch.full_like(follow, -20.0 if self.fuses else 20.0)
+            follow = torch.full_like(follow, -20.0)
         log_prior = to_logit(soft) * self.sharpness[0].exp()
         log_model = q.detach().float().clamp(-6, 6) * self.sharpness[1].exp()
         share = gate[:, None, None]
@@ -137,10 +138,11 @@ class SESM(nn.Module):
         trust = rho.sigmoid() * present
         # What is fused is learned from held-out labels alone (losses on `fused`, `rho`, `kappa`), not through guidance:
         # on images the segmenter has memorised, Q would look infallible.
+        base = torch.where(proposals.present[:, None, None], to_logit(soft), q.detach().float().clamp(-6, 6))
         guidance: list[Tensor] = []
-        if self.guides:
-            guidance = self.guide(encoded.maps, soft * present[:, None, None], fused.sigmoid().detach(), trust.detach())
-        return Elevated(fused, rho, kappa, score, follow.sigmoid(), gate, guidance)
+        if self.guides:  # from the prior, not from what is fused: there Q is the answer on all pictures known by heart
+            guidance = self.guide(encoded.maps, soft * present[:, None, None], base.sigmoid(), trust.detach())
+        return Elevated(fused, rho, kappa, score, follow.sigmoid(), base, gate, guidance)
 
     def _reliability(self, proposals: Proposals, soft: Tensor, model: Tensor) -> tuple[Tensor, ...]:
         """rho, kappa, score and follow, a logit each per sample, from the evidence of the maps alone.

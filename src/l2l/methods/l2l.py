@@ -25,7 +25,7 @@ from l2l.labelling.policy import AcceptancePolicy, State, observe
 from l2l.labelling.reward import agreement_reward, held_out_direction, truth_reward, utility_reward, weights
 from l2l.labelling.rple import Rple, bernoulli_entropy, exact_gradient, policy_gradient
 from l2l.labelling.sesm import BOTH
-from l2l.model.network import Answer
+from l2l.model.network import Answer, propose
 from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
 from l2l.training.parts import Parts
 from l2l.training.pool import Batch, joined, normalise
@@ -143,18 +143,18 @@ class L2L:
         q = teacher.q[: len(h.rows)]
         with parts.autocast():
             elevated = parts.network.sesm(encoded, h.proposals, q, voice=BOTH)
-            guided = parts.teacher.guide(encoded, elevated, honest=True)
+            offered = propose(elevated, parts.teacher.guide(encoded, elevated))
         y = h.mask > 0.5
         here = h.proposals.present
         loss_fused = segmentation_loss(elevated.fused, h.mask).mean()
-        loss_guided = segmentation_loss(guided, h.mask).mean()
+        loss_offered = segmentation_loss(offered, h.mask).mean()
         iou_prior, iou_model = hard_iou(h.proposals.soft > 0.5, y), hard_iou(q > 0, y)
         loss_rho = reliability_loss(elevated.rho, iou_prior, here)
         loss_kappa = reliability_loss(elevated.kappa, iou_model, torch.ones_like(here))
-        iou_fused = hard_iou(guided > 0, y)
+        iou_fused = hard_iou(offered > 0, y)
         loss_score = reliability_loss(elevated.score, iou_fused, torch.ones_like(here))
         prior = float((iou_prior * here).sum() / here.sum()) if here.any() else math.nan
-        return loss_fused + loss_guided + loss_rho + loss_kappa + loss_score, {
+        return loss_fused + loss_offered + loss_rho + loss_kappa + loss_score, {
             "loss_fused": loss_fused.item(), "loss_rho": loss_rho.item(), "loss_kappa": loss_kappa.item(),
             "held_out_prior": prior, "held_out_model": float(iou_model.mean()),
             "held_out_fused": float(iou_fused.mean()),
@@ -166,7 +166,7 @@ class L2L:
     ) -> tuple[Tensor, dict[str, float]]:
         """REINFORCE on the held-out labels, plus agreement and one-step utility on the unlabelled pairs."""
         config = self.parts.config.rple
-        assert h.mask is not None and teacher.elevated is not None and teacher.guided is not None
+        assert h.mask is not None and teacher.elevated is not None and teacher.proposal is not None
         count = len(h.rows)
         offered = state.proposal if config.soft else state.label
         reward = truth_reward(offered[:count], h.mask > 0.5, wrong=config.wrong)
@@ -185,7 +185,7 @@ class L2L:
         if not burning and (config.agreement or config.utility):
             label, q = state.label[count:], teacher.q[count:]
             direction = held_out_direction(teacher.q[:count], teacher.features[:count], h.mask > 0.5)
-            agree = agreement_reward(label, u.proposals.soft, q.sigmoid(), teacher.guided[count:].sigmoid(),
+            agree = agreement_reward(label, u.proposals.soft, q.sigmoid(), teacher.proposal[count:].sigmoid(),
                                      teacher.elevated.rho[count:].sigmoid())  # fmt: skip
             useful = utility_reward(label, q, teacher.features[count:], direction)
             blind = config.agreement * agree + config.utility * useful

@@ -37,7 +37,8 @@ class Guidance(nn.Module):
 
         Args:
             maps: the segmenter's maps, each (B, D, h_k, w_k), strides 4, 8, 16, 32.
-            proposal: P in [0, 1], (B, h, w) at stride 4. fused: the fused proposal, likewise.
+            proposal: P in [0, 1], (B, h, w) at stride 4, 0 without a prior. fused: what the guided answer starts from
+                (P, or Q without a prior), likewise.
             trust: rho in [0, 1], (B,); 0 where there is no prior.
         """
         size = maps[1].shape[2:]

@@ -22,13 +22,17 @@ class Answer:
     """(B, D, h, w): what the last layer read `q` from."""
     elevated: Elevated | None = None
     guided: Tensor | None = None
-    """Logits (B, h, w) with guidance; `None` where no proposals were given."""
+    """Logits (B, h, w) with guidance, the guided answer M; `None` where no proposals were given."""
     proposal: Tensor | None = None
-    """Logits (B, h, w) of the fused proposal, what is offered as a pseudo-label: `guided`, but for ablations."""
+    """Logits (B, h, w) of the fused proposal, what is offered as a pseudo-label."""
+    fuses: bool = False
+    """Whether the fused proposal is the last word; without SESM the guided answer is."""
 
     @property
     def best(self) -> Tensor:
-        """The guided logits where there are any."""
+        """The best there is: the fused proposal, else the guided logits, else `q`."""
+        if self.fuses and self.proposal is not None:
+            return self.proposal
         return self.q if self.guided is None else self.guided
 
 
@@ -47,17 +51,26 @@ class Network(nn.Module):
             return Answer(encoded, q, features)
         elevated = self.sesm(encoded, proposals, q)
         guided = self.guide(encoded, elevated)
-        return Answer(encoded, q, features, elevated, guided, guided if self.sesm.fuses else elevated.fused)
+        proposal = propose(elevated, guided) if self.sesm.fuses else elevated.fused
+        return Answer(encoded, q, features, elevated, guided, proposal, self.sesm.fuses)
 
-    def guide(self, encoded: Encoded, elevated: Elevated, *, honest: bool = False) -> Tensor:
-        """Guided logits (B, h, w): the fused proposal, moved by the decoder as far as SESM says it may be followed.
+    def guide(self, encoded: Encoded, elevated: Elevated) -> Tensor:
+        """The guided answer M, logits (B, h, w): the prior, moved by what the guided decoder adds.
 
-        On pictures it has learned by heart the decoder is always right; how far it is to be followed elsewhere is
-        learned from held-out labels alone (`honest`), like everything else in SESM but its guidance.
+        It starts as the prior (Q where there is none) and learns from labels and pseudo-labels, like Q.
         """
         if not elevated.guidance:
-            return elevated.fused if honest else elevated.fused.detach()
+            return elevated.fused.detach()
         added, _ = self.segmenter.decode(encoded, elevated.guidance)
-        added = added - self.segmenter.classify.bias.float().detach()  # a correction has no bias towards background
-        follow = elevated.follow if honest else elevated.follow.detach()
-        return follow[:, None, None] * added + elevated.fused.detach()
+        return elevated.base + added - self.segmenter.classify.bias.float().detach()  # no bias towards background
+
+
+def propose(elevated: Elevated, guided: Tensor) -> Tensor:
+    """The fused proposal, logits (B, h, w): SESM's mixture of prior and Q, and the guided answer M as far as it is to
+    be followed.
+
+    On pictures it has learned by heart M is always right; how far it is to be followed elsewhere is learned from
+    held-out labels alone, like everything else in SESM but its guidance.
+    """
+    follow = elevated.follow[:, None, None]
+    return (1 - follow) * elevated.fused + follow * guided
