@@ -54,11 +54,18 @@ def test_labels_that_are_mostly_wrong_are_not_learned_from() -> None:
 ])  # fmt: skip
 @pytest.mark.parametrize(("honest", "refs"), [(False, 50), (True, 3)])
 def test_too_few_labels_to_judge_by(prior: float, voice: int, weight: float, honest: bool, refs: int) -> None:
-    guard = DriftGuard(honest=honest, refs=refs)
+    guard = DriftGuard(honest=honest, refs=refs, labels=50)
     assert not guard.honest
     verdict = guard.look(Evidence(prior, math.nan, math.nan, math.nan))
     assert (verdict.voice, verdict.weight) == (voice, weight) and "too few labels" in verdict.event
     assert float(guard.open) == weight
+
+
+def test_a_handful_of_misses_does_not_condemn_the_prior() -> None:
+    verdicts = [
+        DriftGuard(honest=False, refs=refs).look(Evidence(0.03, math.nan, math.nan, math.nan)) for refs in (1, 2, 8)
+    ]
+    assert [one.voice for one in verdicts] == [PRIOR, PRIOR, MODEL]
 
 
 def test_nothing_is_said_before_anything_was_learned() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from l2l.labelling.sesm import BOTH, MODEL, PRIOR
 
+PRESUMED = 4  # referents that a presumption in the prior's favour is worth
 VOICES = {BOTH: "both", PRIOR: "the prior alone", MODEL: "the model alone"}
 
 
@@ -56,6 +57,7 @@ class DriftGuard(nn.Module):
     Args:
         honest: whether the held-out labels are kept from the segmenter.
         refs: how many different referents are held out: their mean IoU has a standard error of about 0.35 / sqrt(refs).
+        labels: how many referents the prior's own quality is known on.
         least: fewer held-out refs than this are no evidence for SESM.
         floor: mean IoU from which a proposal is worth learning from when nothing else is known, and least precision
             of the accepted foreground.
@@ -69,13 +71,13 @@ class DriftGuard(nn.Module):
     open: Tensor
 
     def __init__(
-        self, *, honest: bool, refs: int, least: int = 6, floor: float = 0.3, horizon: int = 30,
+        self, *, honest: bool, refs: int, labels: int = 0, least: int = 6, floor: float = 0.3, horizon: int = 30,
         patience: int = 30,
     ):  # fmt: skip
         super().__init__()
         self.patience = patience
         self.honest = honest and refs >= least
-        self.refs, self.floor, self.horizon = refs, floor, horizon
+        self.refs, self.labels, self.floor, self.horizon = refs, max(labels, refs), floor, horizon
         self.register_buffer("means", torch.full((4,), float("nan"), dtype=torch.float64))  # as Evidence
         self.register_buffer("seen", torch.tensor(0))
         self.register_buffer("voice", torch.tensor(-1))
@@ -107,8 +109,10 @@ class DriftGuard(nn.Module):
         told = f"held-out IoU: prior {prior:.2f}, model {model:.2f}, fused {fused:.2f}; "
         told += f"precision of the accepted {precision:.2f}"
         if not self.honest:
-            believed = prior >= self.floor  # False for NaN too
-            why = f"too few labels to judge by ({self.refs} referents, prior IoU {prior:.2f}): "
+            # A handful of misses may be chance: the prior is presumed as good as four referents with an IoU of 0.5 say.
+            presumed = (self.labels * prior + PRESUMED * 0.5) / (self.labels + PRESUMED)
+            believed = presumed >= self.floor  # False for NaN too
+            why = f"too few labels to judge by ({self.labels} referents, prior IoU {prior:.2f}): "
             if believed:
                 return PRIOR, True, why + "the proposal is taken as it is"
             return MODEL, False, why + "no pseudo-labels, the labels alone"

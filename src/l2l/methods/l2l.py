@@ -37,7 +37,8 @@ class L2L:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.folds = make_folds(parts)
-        self.extra = make_rple(parts.config, honest=len(self.folds) > 1, refs=len(self.folds[0]))
+        count = len(parts.labelled_refs)
+        self.extra = make_rple(parts.config, honest=len(self.folds) > 1, refs=len(self.folds[0]), labels=count)
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):
             raise InputError("l2l learns from unlabelled pairs, here are none: lower --rate or add --unlabelled FILE")
@@ -206,7 +207,7 @@ class L2L:
         return loss - temperature * spread, logs | {"policy_entropy": spread.item() / 2}
 
 
-def make_rple(config: Config, *, honest: bool = True, refs: int = 0) -> Rple:
+def make_rple(config: Config, *, honest: bool = True, refs: int = 0, labels: int = 0) -> Rple:
     """The policy of a run, with its coverage bands and its drift guard."""
     bands = (
         (config.rple.samples_low, config.rple.samples_high),
@@ -217,7 +218,7 @@ def make_rple(config: Config, *, honest: bool = True, refs: int = 0) -> Rple:
     return Rple(
         policy=AcceptancePolicy(words=config.model.text_width), bands=bands, memory=config.rple.memory,
         rule=config.rple.rule, threshold=config.rple.threshold, wrong=config.rple.wrong,
-        guard=DriftGuard(honest=honest, refs=refs, patience=patience),
+        guard=DriftGuard(honest=honest, refs=refs, labels=labels, patience=patience),
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
-"""Guidance: what the fused proposal tells each stage of the segmenter.
+"""Guidance: what the prior tells each stage of the segmenter.
 
 After the per-stage guidance of the same group's SAM3-Adapter, G_k = MLP_up(GELU(MLP_k(sum_j w_j F_j))) with MLP_up
-shared and w_j learned. Ours also sees the maps it is to pass on (proposal, fused proposal) and a token: mean feature
-under the fused proposal, with each pixel's likeness to it.
+shared and w_j learned. Ours also sees the maps it is to pass on (the proposal, and what the guided answer starts from)
+and a token: mean feature under the latter, with each pixel's likeness to it. Nothing of what SESM fuses comes in: there
+Q has a say, Q is the answer on every picture known by heart, and the decoder would learn to copy it.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ class Guidance(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, maps: Sequence[Tensor], proposal: Tensor, fused: Tensor, trust: Tensor) -> list[Tensor]:
+    def forward(self, maps: Sequence[Tensor], proposal: Tensor, base: Tensor, trust: Tensor) -> list[Tensor]:
         """Guidance for each stage.
 
         Args:
             maps: the segmenter's maps, each (B, D, h_k, w_k), strides 4, 8, 16, 32.
-            proposal: P in [0, 1], (B, h, w) at stride 4, 0 without a prior. fused: what the guided answer starts from
+            proposal: P in [0, 1], (B, h, w) at stride 4, 0 without a prior. base: what the guided answer starts from
                 (P, or Q without a prior), likewise.
             trust: rho in [0, 1], (B,); 0 where there is no prior.
         """
@@ -46,10 +47,10 @@ class Guidance(nn.Module):
         mixed = torch.stack(
             [share[k] * F.interpolate(one, size=size, mode="nearest") for k, one in enumerate(maps)]
         ).sum(0)  # (B, D, h_1, w_1)
-        where = F.interpolate(fused[:, None], size=size, mode="area").to(mixed.dtype)
+        where = F.interpolate(base[:, None], size=size, mode="area").to(mixed.dtype)
         token = (mixed * where).sum((2, 3)) / where.sum((2, 3)).clamp_min(1e-3)  # (B, D)
         alike = F.cosine_similarity(mixed, token[:, :, None, None], dim=1)[:, None]
-        pieces = torch.stack([proposal, fused, trust[:, None, None].expand_as(fused)], dim=1).to(mixed.dtype)
+        pieces = torch.stack([proposal, base, trust[:, None, None].expand_as(base)], dim=1).to(mixed.dtype)
         bias = self.token(token)[:, :, None, None]
         guidance = []
         for k, one in enumerate(maps):

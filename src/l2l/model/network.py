@@ -37,7 +37,7 @@ class Answer:
 
 
 class Network(nn.Module):
-    """One encoding, two decodings: unguided (Q), then guided by what SESM makes of the proposals and Q."""
+    """One encoding, two decodings: unguided (Q), then guided by the prior (M); SESM fuses prior, Q and M."""
 
     def __init__(self, *, segmenter: Segmenter, sesm: SESM):
         super().__init__()
