@@ -87,3 +87,13 @@ def test_without_unlabelled_pairs_there_is_nothing_to_explore(config: Config) ->
     known = config.replace("data", data="scenes", scenes_count=10, prior="", rate=1.0)
     with pytest.raises(InputError, match="unlabelled"):
         Run.start(known, prepare(known))
+
+
+def test_labels_take_the_place_of_pseudo_labels_that_the_guard_refuses(config: Config) -> None:
+    run = Run.start(config, prepare(config))
+    guard = run.method.guard  # type: ignore[attr-defined]
+    assert "loss_u" in train_step(run) and len(run.parts.dealt["labelled"]) == 3
+    guard.open.fill_(False)
+    assert "loss_u" not in train_step(run)
+    rows = run.parts.dealt["labelled"]
+    assert len(rows) == 6 and run.parts.pool.labelled[run.parts.pool.ref_of[rows]].all()

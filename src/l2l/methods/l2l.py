@@ -67,13 +67,16 @@ class L2L:
         parts, config, guard = self.parts, self.parts.config, self.guard
         if step == 0 and guard is not None and not guard.honest:
             self._ask_guard(guard, Evidence(prior_quality(parts), math.nan, math.nan, math.nan))
-        burning = step < config.train.burn_in * config.train.steps
+        shut = guard is not None and not bool(guard.open)
+        alone = shut or step < config.train.burn_in * config.train.steps  # the labels are learned from alone
         released = step >= config.sesm.release * config.train.steps
         learning = not released and (guard is None or guard.honest)
         seen, held = self.fold_at(step)
 
-        x = parts.weak(parts.refs_at("labelled", step, config.train.labelled, seen), "labelled", step,
-                       swap=config.sesm.swap, drop=config.sesm.drop)  # fmt: skip
+        rows = parts.refs_at("labelled", step, config.train.labelled, seen)
+        if shut:  # labels take the place of the pseudo-labels
+            rows = torch.cat([rows, parts.refs_at("labelled instead", step, config.train.unlabelled, seen)])
+        x = parts.weak(rows, "labelled", step, swap=config.sesm.swap, drop=config.sesm.drop)
         h = parts.weak(parts.refs_at("held out", step, config.train.held_out, held), "held out", step,
                        drop=config.sesm.drop)  # fmt: skip
         u = parts.weak(parts.rows_at("unlabelled", step, config.train.unlabelled, self.unlabelled), "unlabelled", step)
@@ -85,12 +88,12 @@ class L2L:
         with parts.autocast():
             # one batched pass for both streams of the student, one without a graph for the teacher
             student = parts.network(
-                normalise(torch.cat([x_s] if burning else [x_s, u_s])),
-                x.tokens if burning else torch.cat([x.tokens, u.tokens]),
-                x.proposals if burning else joined(x, u).proposals,
+                normalise(torch.cat([x_s] if alone else [x_s, u_s])),
+                x.tokens if alone else torch.cat([x.tokens, u.tokens]),
+                x.proposals if alone else joined(x, u).proposals,
             )
             with torch.no_grad():
-                both = h if burning else joined(h, u)
+                both = h if alone else joined(h, u)
                 teacher = parts.teacher(normalise(both.image), both.tokens, both.proposals)
                 strong_h = parts.network(normalise(strong_view(h.image, parts.rng("strong h", step))), h.tokens).q
 
@@ -99,25 +102,25 @@ class L2L:
         loss = loss_x + loss_xg
         logs = {"loss_x": loss_x.item(), "loss_x_guided": loss_xg.item()}
 
-        strong = strong_h if burning else torch.cat([strong_h, student.q[count_x:].detach()])
+        strong = strong_h if alone else torch.cat([strong_h, student.q[count_x:].detach()])
         assert teacher.elevated is not None
         state = observe(teacher, both.proposals, strong, both.image)
-        cells, samples = self.extra.judge(state, remember=slice(None) if burning else slice(count_h, None))
+        cells, samples = self.extra.judge(state, remember=slice(None) if alone else slice(count_h, None))
         accept, take = self.extra.accept(state, cells.detach(), samples.detach())
         if learning:
             loss_sesm, told = self._sesm_loss(h, teacher)
-            loss_policy, rewards = self._policy_loss(step, h, u, state, cells, samples, teacher, burning)
+            loss_policy, rewards = self._policy_loss(step, h, u, state, cells, samples, teacher, alone)
             loss, logs = loss + loss_sesm + loss_policy, logs | told | rewards
             precision = accepted_precision(accept[:count_h], take[:count_h], state.label[:count_h], h.mask > 0.5)
             if guard is not None:
                 self._ask_guard(guard, Evidence(told["held_out_prior"], told["held_out_model"],
                                                 told["held_out_fused"], precision))  # fmt: skip
-        if burning:
+        if alone:
             return loss, logs
 
         label_u, accept, take = state.label[count_h:].float(), accept[count_h:], take[count_h:]
         target = state.proposal[count_h:] if config.rple.soft else label_u
-        weight = config.train.unlabelled_weight * (1.0 if guard is None else float(guard.open))
+        weight = config.train.unlabelled_weight
         loss_u = (segmentation_loss(student.q[count_x:], target, accept) * take).mean()
         loss_ug = (segmentation_loss(student.guided[count_x:], target, accept) * take).mean()
         front = (accept * label_u).sum() / label_u.sum().clamp_min(1)
@@ -125,7 +128,7 @@ class L2L:
             "loss_u": loss_u.item(), "loss_u_guided": loss_ug.item(), "accept_samples": float(take.mean()),
             "accept_front": float(front), "gate": float(teacher.elevated.gate[count_h:].mean()),
             "rho": float(teacher.elevated.rho[count_h:].sigmoid().mean()),
-            "follow": float(teacher.elevated.follow[count_h:].mean()), "unlabelled_weight": weight,
+            "follow": float(teacher.elevated.follow[count_h:].mean()),
         }  # fmt: skip
 
     def _ask_guard(self, guard: DriftGuard, evidence: Evidence) -> None:
@@ -163,7 +166,7 @@ class L2L:
 
     def _policy_loss(
         self, step: int, h: Batch, u: Batch, state: State, cells: Tensor, samples: Tensor, teacher: Answer,
-        burning: bool,
+        alone: bool,
     ) -> tuple[Tensor, dict[str, float]]:
         """REINFORCE on the held-out labels, plus agreement and one-step utility on the unlabelled pairs."""
         config = self.parts.config.rple
@@ -183,7 +186,7 @@ class L2L:
             held = policy_gradient(cells[:count], samples[:count], truth, count=config.samples, generator=rng)
         loss = held.loss
         logs = {"reward": float(held.sample_value.mean()), "reward_spread": float(held.spread)}
-        if not burning and (config.agreement or config.utility):
+        if not alone and (config.agreement or config.utility):
             label, q = state.label[count:], teacher.q[count:]
             direction = held_out_direction(teacher.q[:count], teacher.features[:count], h.mask > 0.5)
             agree = agreement_reward(label, u.proposals.soft, q.sigmoid(), teacher.proposal[count:].sigmoid(),
