@@ -10,6 +10,7 @@ acceptance could win at most. Not a method: it looks at what nobody may see.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -21,12 +22,15 @@ from torch import Tensor
 from l2l.benchmark_suites import SCENES
 from l2l.config import Config
 from l2l.data.augment import Geometry
+from l2l.data.read import DataSet
 from l2l.evaluate import answers_and_rho, prepare_split, prior_answers, score_pairs
 from l2l.labelling.policy import State
 from l2l.labelling.rple import Rple
 from l2l.metrics import summarise
 from l2l.priors.make import make_priors
+from l2l.proposals.bank import PriorBank
 from l2l.training.loop import Run, train_step
+from l2l.training.pool import Pool
 from l2l.training.prepare import Prepared, prepare, read_data
 from l2l.training.probe import Probe, measure
 
@@ -38,15 +42,19 @@ def configure(args: argparse.Namespace, out: Path) -> Config:
     if args.prior != "none":
         store = out / f"prior-{args.prior}"
         if not store.exists():
-            data = read_data(config.data)
-            if args.prior == "grounder":
-                make_priors(data, store).close()
-            else:
-                make_priors(data, store, source="simulated", accuracy=float(args.prior)).close()
+            make_prior(read_data(config.data), store, args.prior)
         config = config.replace("data", prior=str(store))
     for assignment in args.set:
         config = config.override(assignment)
     return config
+
+
+def make_prior(data: DataSet, store: Path, which: str) -> None:
+    """The grounder's, or a simulated one of this accuracy."""
+    if which == "grounder":
+        make_priors(data, store).close()
+    else:
+        make_priors(data, store, source="simulated", accuracy=float(which)).close()
 
 
 def let_truth_decide(run: Run, prepared: Prepared) -> None:
@@ -74,6 +82,15 @@ def let_truth_decide(run: Run, prepared: Prepared) -> None:
     rple.accept = accept  # type: ignore[method-assign]
 
 
+def validation(config: Config, prepared: Prepared, args: argparse.Namespace) -> tuple[Pool, PriorBank | None]:
+    """Pictures of a third world, many of them: on the 800 pairs of a benchmark's val two points are noise."""
+    data = read_data(dataclasses.replace(config.data, scenes_seed=2, scenes_count=args.val))
+    store = args.out / f"prior-{args.prior}-val-{args.val}"
+    if args.prior != "none" and not store.exists():
+        make_prior(data, store, args.prior)
+    return prepare_split(data.samples, config, prepared.vocabulary, str(store) if args.prior != "none" else "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("name")
@@ -83,6 +100,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prior", default="0.6", help="accuracy of a simulated one, grounder, or none")
+    parser.add_argument("--val", type=int, default=600, help="pictures to measure on")
     parser.add_argument("--oracle", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
@@ -111,8 +129,7 @@ def main() -> None:
                 found = measure(probe.judged(run.parts, rple), probe.truth)
                 say({"step": run.step, "seconds": round(time.perf_counter() - began)}
                     | {name: round(100 * value, 1) for name, value in found.items()})  # fmt: skip
-        samples = prepared.dataset.split("val")
-        pool, bank = prepare_split(samples, config, prepared.vocabulary, config.data.prior)
+        pool, bank = validation(config, prepared, args)
         network = run.parts.teacher.eval()
         ways = {"without": answers_and_rho(network, pool, config, prior=False)}
         if bank:

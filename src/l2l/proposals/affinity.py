@@ -1,8 +1,9 @@
-"""P, the soft proposal: box kernel x colour affinity, all samples of a batch at once.
+"""P, the soft proposal: box kernel x colour affinity x regions, all samples of a batch at once.
 
 A batched relative of GrabCut (Rother et al., SIGGRAPH 2004) with colour histograms for mixtures: what is inside the box
 is probably the object, what is around it probably not; colours that occur inside and not around it are the object's.
-Three rounds of re-estimation, each followed by a smoothing that does not cross strong edges. Probabilities stay soft.
+Three rounds of re-estimation, each followed by a smoothing that does not cross strong edges. What colours say is then
+mixed with what regions say (`proposals.regions`): the regions that the box selects. Probabilities stay soft.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2l.priors.prior import Box, Prior
+from l2l.proposals.regions import oversegment, pooled, prompted
 
 BINS = 8
 SECOND = 0.45  # further boxes stay below the cut at 0.5
@@ -105,7 +107,20 @@ def _at_least(box: Box, width: float, height: float) -> Box:
     return x0 - more_x, y0 - more_y, x1 + more_x, y1 + more_y
 
 
-def propose(priors: Sequence[Prior], images: Tensor, size: tuple[int, int]) -> Tensor:
+def with_regions(colour: Tensor, maps: Tensor, boxes: Tensor) -> Tensor:
+    """Belief by colour (N, h, w), mended with regions (N, scales, h, w): the mean in log odds of what the box selects
+    (twice), what colours say, and what they say of each region as a whole."""
+
+    def odds(p: Tensor) -> Tensor:
+        return torch.logit(p.clamp(0.02, 0.98))
+
+    whole = odds(pooled(maps, colour)).mean(1)
+    return ((2 * odds(prompted(maps, boxes, colour)) + odds(colour) + whole) / 4).sigmoid()
+
+
+def propose(
+    priors: Sequence[Prior], images: Tensor, size: tuple[int, int], regions: Tensor | None = None
+) -> Tensor:
     """P for each prior.
 
     A mask is taken as it is (shrunk, kept off 0 and 1); otherwise each box (or point) becomes a soft map, and further
@@ -113,6 +128,7 @@ def propose(priors: Sequence[Prior], images: Tensor, size: tuple[int, int]) -> T
 
     Args:
         priors: N of them. images: (N, 3, H, W) in [0, 1]. size: (h, w) of the maps, stride 4.
+        regions: (N, scales, H/2, W/2) as `region_bank` gives them; made here where they are not given.
 
     Returns:
         (N, h, w) float32 in [0, 1]; 0.5 everywhere for an empty prior.
@@ -135,8 +151,15 @@ def propose(priors: Sequence[Prior], images: Tensor, size: tuple[int, int]) -> T
     rows = torch.tensor([row for row, _, _ in jobs])
     fine = (2 * size[0], 2 * size[1])
     small = F.interpolate(images, size=fine, mode="area")[rows]
-    kernel, around = box_kernel(torch.tensor([box for _, box, _ in jobs], dtype=torch.float32), *fine)
-    belief = F.avg_pool2d(colour_affinity(small, kernel, around)[:, None], 2)[:, 0]
+    placed = torch.tensor([box for _, box, _ in jobs], dtype=torch.float32)
+    colour = colour_affinity(small, *box_kernel(placed, *fine))
+    if regions is None:
+        made, which = rows.unique(return_inverse=True)
+        maps = oversegment((images[made] * 255).round().to(torch.uint8))[which]
+    else:
+        maps = regions[rows]
+    maps = F.interpolate(maps.float(), size=fine, mode="nearest").long()
+    belief = F.avg_pool2d(with_regions(colour, maps, placed)[:, None], 2)[:, 0]
     belief = belief * torch.tensor([weight for _, _, weight in jobs])[:, None, None]
     for row in rows.unique().tolist():
         out[row] = belief[rows == row].amax(0)

@@ -18,9 +18,10 @@ from l2l.priors.precomputed import Precomputed
 from l2l.priors.prior import Prior
 from l2l.priors.store import ImageDigests, PriorStore, keys_of
 from l2l.proposals.affinity import propose
+from l2l.proposals.regions import region_bank
 from l2l.sample import Sample
 
-VERSION = 1  # of the maps in the cache: raise it when `propose` changes
+VERSION = 2  # of the maps in the cache: raise it when `propose` changes
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ def soft_maps(
 
     def build() -> np.ndarray:
         out = np.empty((len(priors), *size), np.uint8)
+        regions = region_bank(images)
         for start in range(0, len(priors), batch):
             rows = slice(start, start + batch)
-            part = propose(priors[rows], images[image_of[rows]].float() / 255, size)
+            part = propose(priors[rows], images[image_of[rows]].float() / 255, size, regions[image_of[rows]])
             out[rows] = (part * 255).round().to(torch.uint8).numpy()
             if progress:
                 progress(min(start + batch, len(priors)), len(priors))

@@ -4,7 +4,8 @@ Felzenszwalb & Huttenlocher, "Efficient Graph-Based Image Segmentation", IJCV 20
 paper: pixels are nodes, eight neighbours each, an edge weighs the distance of two colours; edges are taken from the
 lightest to the heaviest, and two components become one if the edge is no heavier than what either of them holds
 already, Int(C) + k / |C|. The paper first blurs the picture a little; halving it, which is for speed, does that too.
-It stands where SemiRES has the "everything" masks of SAM: other regions, same use.
+It stands where others have the masks of SAM: the "everything" masks that SemiRES mends its labels with, and, prompted
+with a box (`prompted`), the masks that a frozen model's boxes are made into.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from l2l.data.augment import Geometry
 from l2l.data.cache import cached
 
 SCALES = (30.0, 100.0, 300.0)  # k, in levels of colour (0 to 255) x pixels: the larger, the larger the regions
+JITTER = 0.06  # standard deviation of each side of a prompt, as a share of the box
+PROMPTS = 8  # jittered prompts for each box
 LEAST = 8  # pixels of half resolution; smaller regions join the neighbour that is most like them
 VERSION = 1  # of the maps in the cache: raise it when they change
 
@@ -91,6 +94,58 @@ def region_counts(maps: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
     inside[..., 0] = 0
     sizes[..., 0] = 0
     return inside, sizes
+
+
+def pooled(maps: Tensor, belief: Tensor) -> Tensor:
+    """Each cell gets the mean belief of the region it lies in: maps (N, scales, h, w), belief (N, h, w) -> as maps."""
+    inside, sizes = region_counts(maps, belief)
+    return (inside / sizes.clamp_min(1)).gather(2, maps.long().flatten(2)).view_as(maps)
+
+
+def prompted(maps: Tensor, boxes: Tensor, fallback: Tensor) -> Tensor:
+    """A promptable segmenter made of regions: the mean answer to `PROMPTS` jittered copies of each box.
+
+    The answer to a box is the region whose own box fits it best; as far as none fits (IoU of the boxes below about
+    0.6), `fallback`. So what is soft in the mean is what the answer depends on: real uncertainty.
+
+    Args:
+        maps: integers (N, scales, h, w), regions, 0 for none. boxes: (N, 4) shares of the picture, x0 y0 x1 y1.
+        fallback: (N, h, w) in [0, 1].
+
+    Returns:
+        (N, h, w) in [0, 1].
+    """
+    own = _region_boxes(maps)[:, None]  # (N, 1, scales, R, 4)
+    noise = torch.randn(PROMPTS, 4, generator=torch.Generator().manual_seed(0))
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    prompts = (boxes[:, None] + JITTER * sides[:, None] * noise.to(boxes))[:, :, None, None]  # (N, J, 1, 1, 4)
+    across = (torch.minimum(own[..., 2:], prompts[..., 2:]) - torch.maximum(own[..., :2], prompts[..., :2])).clamp_min(0)
+    inter = across.prod(-1)
+    area = [(one[..., 2:] - one[..., :2]).clamp_min(0).prod(-1) for one in (own, prompts)]
+    fit, best = (inter / (area[0] + area[1] - inter).clamp_min(1e-6)).flatten(2).max(2)  # (N, J)
+    regions = own.shape[3]
+    rows = torch.arange(len(maps), device=maps.device)[:, None]
+    answer = (maps[rows, best // regions] == (best % regions)[..., None, None]).to(fallback)  # (N, J, h, w)
+    trust = torch.sigmoid((fit - 0.6) / 0.05)[..., None, None].to(fallback)
+    return (trust * (0.03 + 0.94 * answer) + (1 - trust) * fallback[:, None]).mean(1)
+
+
+def _region_boxes(maps: Tensor) -> Tensor:
+    """The box of every region, (N, scales, R, 4) as shares of the picture; of no size for 0 and for those not there."""
+    height, width = maps.shape[2:]
+    regions = maps.long().flatten(2)
+    shape = (*maps.shape[:2], int(regions.max()) + 1)
+    y = ((torch.arange(height) + 0.5) / height)[:, None].expand(height, width)
+    x = ((torch.arange(width) + 0.5) / width).expand(height, width)
+    sides = []
+    for place, half in ((x, 0.5 / width), (y, 0.5 / height)):
+        at = place.flatten().to(maps.device).expand_as(regions)
+        least = at.new_full(shape, 2.0).scatter_reduce(2, regions, at, "amin")
+        most = at.new_full(shape, -2.0).scatter_reduce(2, regions, at, "amax")
+        sides.append((least - half, most + half))
+    boxes = torch.stack([sides[0][0], sides[1][0], sides[0][1], sides[1][1]], dim=-1)
+    nothing = (boxes[..., 2] < boxes[..., 0]) | (torch.arange(shape[2], device=maps.device) == 0)
+    return torch.where(nothing[..., None], 0.0, boxes)
 
 
 def _neighbours(height: int, width: int) -> tuple[Tensor, Tensor]:
