@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from l2l.labelling.sesm import EVIDENCE, MODEL, PRIOR, SESM, Elevated, entropy, evidence, soft_iou, to_logit
+from l2l.labelling.sesm import BOTH, MODEL, PACE, PRIOR, SESM, Elevated, entropy, soft_iou, to_logit
 from l2l.model.segmenter import Encoded
 from l2l.proposals.proposal import Proposals
 
@@ -27,9 +27,9 @@ def proposals(seed: int = 0, *, present: bool = True) -> Proposals:
     return Proposals(soft, torch.rand(BATCH, generator=rng), torch.ones(BATCH, dtype=torch.bool))
 
 
-def fresh() -> SESM:
+def fresh(**parts: bool) -> SESM:
     torch.manual_seed(0)
-    return SESM(width=WIDTH).eval()
+    return SESM(width=WIDTH, **parts).eval()
 
 
 def stirred() -> SESM:
@@ -37,53 +37,66 @@ def stirred() -> SESM:
     sesm = fresh()
     with torch.no_grad():
         for name, one in sesm.named_parameters():
-            little = name.startswith(("gate", "judge"))  # or the gate is shut, and nothing passes
-            one.add_((0.03 if little else 0.3) * torch.randn_like(one))
+            one.add_((0.3 if name.startswith("guide") else 0.03) * torch.randn_like(one))
     return sesm
 
 
+def noise(seed: int = 0, *, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(BATCH, SIDE, SIDE, generator=torch.Generator().manual_seed(100 + seed))
+
+
+def elevate(sesm: SESM, given_: Proposals, q: Tensor, guided: Tensor, **how: int) -> Elevated:
+    return sesm.fuse(sesm.reliability(given_, q), given_, q, guided, **how)
+
+
 @given(st.integers(0, 1000), st.floats(-40, 40))
-def test_it_starts_as_the_identity_on_the_prior(seed: int, q: float) -> None:
-    given_ = proposals(seed)
-    fused = fresh()(encoded(seed), given_, torch.full((BATCH, SIDE, SIDE), q)).fused
-    confident = (given_.soft - 0.5).abs() > 0.1
-    assert torch.equal((fused > 0)[confident], (given_.soft > 0.5)[confident])
-    assert ((fused.sigmoid() - given_.soft).abs() < 0.12).all()
+def test_it_starts_as_the_identity_on_the_guided_answer(seed: int, q: float) -> None:
+    guided = noise(seed, scale=3)
+    for present in (True, False):
+        elevated = elevate(fresh(), proposals(seed, present=present), torch.full((BATCH, SIDE, SIDE), q), guided)
+        assert torch.allclose(elevated.fused, guided.clamp(-6, 6))
 
 
-def test_without_a_prior_the_model_speaks() -> None:
-    q = 5 * torch.randn(BATCH, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    elevated = fresh()(encoded(), proposals(present=False), q)
-    assert torch.equal(elevated.fused > 0, q > 0)
-    assert torch.allclose(elevated.fused, q.clamp(-6, 6), atol=1e-5)
-    assert not elevated.gate.any()
+def test_rho_starts_as_the_priors_own_score() -> None:
+    given_ = proposals()
+    rho = fresh().reliability(given_, noise())
+    assert torch.allclose(rho.sigmoid(), given_.score.clamp(0.02, 0.98), atol=1e-5)
 
 
 def test_presence_is_decided_sample_by_sample() -> None:
-    some, q = proposals(), torch.randn(BATCH, SIDE, SIDE)
-    present = torch.tensor([True, False, True, False])
-    mixed = fresh()(encoded(), Proposals(some.soft, some.score, present), q)
-    assert ((mixed.gate > 0.9) == present).all()
-    assert torch.allclose(mixed.fused[~present], q[~present].clamp(-6, 6), atol=1e-5)
-    assert torch.allclose(mixed.fused[present], fresh()(encoded(), some, q).fused[present], atol=1e-5)
+    some, present = proposals(), torch.tensor([True, False, True, False])
+    mixed, sesm = Proposals(some.soft, some.score, present), stirred()
+    found, whole = elevate(sesm, mixed, noise(), noise(1)), elevate(sesm, some, noise(), noise(1))
+    assert torch.allclose(found.fused[present], whole.fused[present])
+    assert torch.allclose(found.fused[~present], noise(1)[~present])
 
 
-def test_it_can_overrule_the_prior() -> None:
-    sesm, prior = fresh(), proposals()
-    with torch.no_grad():  # what training does when priors turn out to be wrong
-        sesm.judge[-1].bias.copy_(torch.tensor([-1.0, 1.0, 0.0, 0.0]))
-    q = torch.where(prior.soft > 0.5, -6.0, 6.0)
-    elevated = sesm(encoded(), prior, q)
-    assert (elevated.gate < 0.05).all()
-    assert torch.equal(elevated.fused > 0, q > 0)
+@pytest.mark.parametrize(("weights", "heard"), [((3.0, 0.0, -1.0), "prior"), ((0.0, 3.0, -1.0), "model")])
+def test_it_can_overrule_the_guided_answer(weights: tuple[float, ...], heard: str) -> None:
+    sesm, given_, q, guided = fresh(), proposals(), noise(), noise(1)
+    with torch.no_grad():  # what training does when held-out labels say so
+        for judge, weight in zip(sesm.pool, weights, strict=False):
+            judge.moved[-1] = weight / PACE
+    fused = elevate(sesm, given_, q, guided).fused
+    assert torch.equal(fused > 0, (given_.soft > 0.5) if heard == "prior" else (q > 0))
+
+
+def test_the_less_reliable_prior_can_weigh_less() -> None:
+    sesm, some = fresh(), proposals()
+    with torch.no_grad():
+        sesm.pool[0].moved[0] = 0.5 / PACE
+    scores = torch.tensor([0.1, 0.4, 0.6, 0.9])
+    weights = elevate(sesm, Proposals(some.soft, scores, some.present), noise(), noise(1)).weights[:, 0]
+    assert (weights.diff() > 0.1).all()
 
 
 def test_guidance_is_zero_at_the_start() -> None:
-    found = fresh()(encoded(), proposals(), torch.randn(BATCH, SIDE, SIDE))
+    found = fresh().listen(encoded(), proposals(), noise())
     assert [one.shape for one in found.guidance] == [one.shape for one in encoded().maps]
     assert all(not one.any() for one in found.guidance)
-    later = stirred()(encoded(), proposals(), torch.randn(BATCH, SIDE, SIDE))
-    assert all(one.any() for one in later.guidance)
+    assert torch.equal(found.base, to_logit(proposals().soft))
+    assert torch.equal(fresh().listen(encoded(), proposals(present=False), noise()).base, noise())
+    assert all(one.any() for one in stirred().listen(encoded(), proposals(), noise()).guidance)
 
 
 def reached(sesm: SESM, loss: Tensor) -> set[str]:
@@ -92,62 +105,57 @@ def reached(sesm: SESM, loss: Tensor) -> set[str]:
     return {name.split(".")[0] for name, one in sesm.named_parameters() if one.grad is not None and one.grad.any()}
 
 
-def elevate(sesm: SESM, q: Tensor | None = None) -> Elevated:
-    q = torch.randn(BATCH, SIDE, SIDE, generator=torch.Generator().manual_seed(2)) if q is None else q
-    return sesm(encoded(), proposals(), q)
-
-
 def test_the_decoder_teaches_guidance_alone() -> None:
     sesm = stirred()
-    loss = torch.stack([one.square().sum() for one in elevate(sesm).guidance]).sum()
+    loss = torch.stack([one.square().sum() for one in sesm.listen(encoded(), proposals(), noise()).guidance]).sum()
     assert reached(sesm, loss) == {"guide"}
 
 
 def test_held_out_labels_teach_the_rest() -> None:
-    sesm = stirred()
-    assert {"gate_slope", "gate_start", "sharpness", "look", "correct"} <= reached(sesm, elevate(sesm).fused.sum())
-    assert "guide" not in reached(sesm, elevate(sesm).fused.sum())
-    judged = elevate(sesm)
-    assert reached(sesm, judged.rho.sum() + judged.kappa.sum()) == {"judge"}
+    sesm, known = stirred(), (proposals(), noise(), noise(1))
+    assert reached(sesm, elevate(sesm, *known).fused.square().sum()) == {"pool"}
+    for part, name in (("rho", "trust"), ("kappa", "own"), ("score", "expect")):
+        assert reached(sesm, getattr(elevate(sesm, *known), part).sum()) == {name}
 
 
 def test_nothing_flows_back_into_the_model() -> None:
-    sesm, known = stirred(), encoded()
-    maps = tuple(one.requires_grad_() for one in known.maps)
-    q = torch.randn(BATCH, SIDE, SIDE, requires_grad=True)
-    elevated = sesm(Encoded(maps, known.sentence.requires_grad_()), proposals(), q)
-    (elevated.fused.sum() + elevated.rho.sum() + elevated.kappa.sum()).backward()
-    assert q.grad is None and known.sentence.grad is None and all(one.grad is None for one in maps)
+    sesm, q, guided = stirred(), noise().requires_grad_(), noise(1).requires_grad_()
+    elevated = elevate(sesm, proposals(), q, guided)
+    (elevated.fused.sum() + elevated.rho.sum() + elevated.kappa.sum() + elevated.score.sum()).backward()
+    assert q.grad is None and guided.grad is None
 
 
-def test_what_is_absent_is_not_trusted() -> None:
-    for sesm in (fresh(), stirred()):
-        rho = sesm(encoded(), proposals(present=False), torch.zeros(BATCH, SIDE, SIDE)).rho
-        assert (rho.sigmoid() < 1e-3).all()
-    assert (elevate(fresh()).rho.sigmoid() > 0.1).all()
-
-
-def test_an_absent_prior_cannot_whisper() -> None:
+def test_what_is_absent_is_not_trusted_and_cannot_whisper() -> None:
     """The score that stands beside a missing prior is not read."""
-    sesm, q = stirred(), torch.randn(BATCH, SIDE, SIDE)
     nothing = Proposals.absent(BATCH, SIDE, SIDE)
     scored = Proposals(nothing.soft, torch.ones(BATCH), nothing.present)
-    one, other = sesm(encoded(), nothing, q), sesm(encoded(), scored, q)
-    assert torch.equal(one.fused, other.fused) and torch.equal(one.kappa, other.kappa)
+    for sesm in (fresh(), stirred()):
+        one, other = (elevate(sesm, given_, noise(), noise(1)) for given_ in (nothing, scored))
+        assert (one.rho.sigmoid() < 1e-3).all() and torch.equal(one.fused, other.fused)
+        assert torch.equal(one.kappa, other.kappa) and torch.equal(one.score, other.score)
+        heard = [sesm.listen(encoded(), given_, noise()).guidance for given_ in (nothing, scored)]
+        assert all(torch.equal(a, b) for a, b in zip(*heard, strict=True))
+
+
+def test_ridge_measures_the_way_gone() -> None:
+    assert fresh().ridge().item() == 0
+    sesm = fresh()
+    with torch.no_grad():
+        sesm.trust.moved[0] = 2 / PACE
+    assert sesm.ridge().item() == pytest.approx(4)
 
 
 @pytest.mark.parametrize("prior", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("model", [-500.0, 0.0, 500.0])
 def test_degenerate_maps_stay_finite(prior: float, model: float) -> None:
-    sesm, flat = stirred(), torch.full((BATCH, SIDE, SIDE), prior)
-    q = torch.full((BATCH, SIDE, SIDE), model, requires_grad=True)
-    elevated = sesm(encoded(), Proposals(flat, torch.ones(BATCH), torch.ones(BATCH, dtype=torch.bool)), q)
-    everything = [elevated.fused, elevated.rho, elevated.kappa, elevated.gate, *elevated.guidance]
+    sesm, q = stirred(), torch.full((BATCH, SIDE, SIDE), model)
+    given_ = Proposals(torch.full_like(q, prior), torch.ones(BATCH), torch.ones(BATCH, dtype=torch.bool))
+    elevated = elevate(sesm, given_, q, q)
+    guidance = sesm.listen(encoded(), given_, q).guidance
+    everything = [elevated.fused, elevated.rho, elevated.kappa, elevated.score, elevated.weights, *guidance]
     assert all(one.isfinite().all() for one in everything)
     torch.stack([one.sum() for one in everything]).sum().backward()
     assert all(one.grad.isfinite().all() for one in sesm.parameters() if one.grad is not None)
-    facts = evidence(flat, q.detach().sigmoid(), torch.ones(BATCH), torch.ones(BATCH, dtype=torch.bool))
-    assert facts.shape == (BATCH, EVIDENCE) and facts.isfinite().all() and facts.abs().max() <= 1.01
 
 
 @given(st.integers(0, 1000))
@@ -173,21 +181,24 @@ def test_known_values() -> None:
 
 @pytest.mark.parametrize("voice", [PRIOR, MODEL])
 def test_the_guard_can_silence_one_voice(voice: int) -> None:
-    sesm, q = stirred(), torch.randn(BATCH, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    sesm, q, guided = stirred(), noise(), noise(1)
     mixed = Proposals(proposals().soft, proposals().score, torch.tensor([True, True, False, True]))
-    both = sesm(encoded(), mixed, q).fused
+    both = elevate(sesm, mixed, q, guided).fused
     sesm.voice.fill_(voice)
-    elevated = sesm(encoded(), mixed, q)
+    elevated = elevate(sesm, mixed, q, guided)
     heard = mixed.soft > 0.5 if voice == PRIOR else q > 0
     heard[2] = (q > 0)[2]  # nothing to hear from an absent prior
-    assert torch.equal(elevated.fused > 0, heard) and elevated.follow.max() < 1e-6
-    assert torch.equal(elevated.score, torch.where(elevated.gate > 0, elevated.rho, elevated.kappa))
-    assert torch.allclose(sesm(encoded(), mixed, q, voice=0).fused, both)  # as if it were not silenced
+    assert torch.equal(elevated.fused > 0, heard)
+    assert torch.equal(elevated.score, torch.where(elevated.weights[:, 0] > 0, elevated.rho, elevated.kappa))
+    assert torch.allclose(elevate(sesm, mixed, q, guided, voice=BOTH).fused, both)  # as if it were not silenced
 
 
 def test_the_ablations_take_parts_away() -> None:
-    torch.manual_seed(0)
-    q = torch.randn(BATCH, SIDE, SIDE)
-    plain = SESM(width=WIDTH, fuses=False)(encoded(), proposals(), q)
-    assert torch.equal(plain.fused > 0, proposals().soft > 0.5) and len(plain.guidance) == 4
-    assert SESM(width=WIDTH, guides=False)(encoded(), proposals(), q).guidance == []
+    q, guided = noise(), noise(1)
+    plain = elevate(fresh(fuses=False), proposals(), q, guided)
+    assert torch.equal(plain.fused > 0, proposals().soft > 0.5)
+    assert fresh(guides=False).listen(encoded(), proposals(), q).guidance == []
+    sesm = fresh(weighs=False)
+    with torch.no_grad():
+        sesm.pool[0].moved.fill_(1)
+    assert torch.allclose(elevate(sesm, proposals(), q, guided).fused, guided)

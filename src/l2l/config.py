@@ -98,7 +98,13 @@ class SesmConfig:
     use: bool = True
     """Ablation: without, the proposal is taken as it is, P where there is a prior and Q where there is none."""
     guidance: bool = True
-    """Ablation: without, nothing of the prior reaches the segmenter; the fused proposal is the mixture alone."""
+    """Ablation: without, nothing of the prior reaches the segmenter."""
+    weigh: bool = True
+    """Ablation: without, the fused proposal is the guided answer, whatever held-out labels say."""
+    ridge: float = 0.02
+    """Weight of the squared distance that SESM's numbers have moved from where they start."""
+    regions: bool = True
+    """Pseudo-labels are mended with the regions of their pictures."""
     rotate: int = 0
     """Steps after which another fold is held out; 0 keeps the first fold until `release`."""
     release: float = 0.8
@@ -258,7 +264,7 @@ class Config:
             value.pop("rivals")
         else:
             value.pop("rple")
-            for name in ("held_out", "rotate", "release", "use", "guidance"):
+            for name in ("held_out", "rotate", "release", "use", "guidance", "weigh", "ridge", "regions"):
                 value["sesm"].pop(name)
         return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
 

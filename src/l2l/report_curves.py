@@ -19,7 +19,7 @@ YARDSTICKS = {
     "iou_proposal": "IoU of P†, the prior's proposal",
     "iou_fused": "IoU of P̃†, the fused proposal",
     "iou_model": "IoU of Q, the model alone",
-    "iou_mixture": "IoU of SESM's mixture, before guidance",
+    "iou_guided": "IoU of the guided answer M",
     "rho": "mean ρ, expected IoU of the prior",
     "accuracy_all": "accuracy of all cells",
     "accuracy_selected": "accuracy of the selected region",
@@ -105,7 +105,7 @@ def temporal(
         _line(probes, "iou_proposal", rf"$P^{{\dagger}}$ prior{drawn}", "grey", "--") if prior else None,
         _line(probes, "iou_fused", r"$\tilde{P}^{\dagger}$ fused", "green") if policy else None,
         _line(probes, "iou_model", r"$Q$ model alone", "blue"),
-        _line(probes, "iou_mixture", "mixture", "red", "-.") if prior else None,
+        _line(probes, "iou_guided", "guided answer", "red", "-.") if prior else None,
     ]
     plots = [_plot(lines, "IoU of the pseudo-labels, %", last=last, marks=marks, events=steps)]
     if policy:
@@ -119,7 +119,7 @@ def temporal(
             _line(probes, "threshold_best", "precision, threshold", "purple", ":"),
         ]
         plots.append(_plot(lines, "What is selected, %", last=last, marks=marks, events=steps))
-    absent = set() if prior else {"iou_proposal", "iou_mixture", "rho"}
+    absent = set() if prior else {"iou_proposal", "iou_guided", "rho"}
     absent |= set() if policy else {"iou_fused", "rho"}
     table = [
         (name, *(f"{100 * value:.1f}" for value in (probes[0][key], probes[-1][key], max(one[key] for one in probes))))

@@ -25,8 +25,8 @@ class State:
     """(B, MAPS, h, w) float32: what each of the `VOICES` says for the label, in log odds / 4 (fused proposal, model,
     model on the strong view, prior; 0 without one), the label's outline, edges of the picture, and the label as +-1."""
     facts: Tensor
-    """(B, FACTS) float32: SESM's expected IoU of label, prior and model (log odds / 2), its gate, the mean of the three
-    predictions inside the label, and how far they agree."""
+    """(B, FACTS) float32: SESM's expected IoU of label, prior and model (log odds / 2), the prior's weight, the mean of
+    the three predictions inside the label, and how far they agree."""
     sentence: Tensor
     """(B, D) float32."""
     label: Tensor
@@ -85,7 +85,7 @@ def observe(answer: Answer, proposals: Proposals, strong: Tensor, image: Tensor)
     inside = [(one * label).sum((1, 2)) / size for one in (fused, model, other)]
     agree = [soft_iou(fused, model), soft_iou(model, other), soft_iou(soft, model) * here[:, 0, 0]]
     told = [one.float().clamp(-4, 4) / 2 for one in (elevated.score, elevated.rho, elevated.kappa)]
-    facts = torch.stack([*told, elevated.gate.float(), *inside, *agree], dim=1)  # (B, FACTS)
+    facts = torch.stack([*told, elevated.weights[:, 0].float(), *inside, *agree], dim=1)  # (B, FACTS)
     return State(maps, facts, answer.encoded.sentence.float(), label)
 
 

@@ -13,6 +13,7 @@ Two things make it hold where a plain version dies:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 
 from l2l.labelling.guard import DriftGuard
 from l2l.labelling.policy import AcceptancePolicy, State
+from l2l.model.network import Answer
+from l2l.proposals.regions import mend
 
 
 def coverage_shift(logits: Tensor, low: float, high: float, weight: Tensor | None = None) -> Tensor:
@@ -125,6 +128,12 @@ def _uniform(shape: tuple[int, ...], generator: torch.Generator | None, like: Te
 def bernoulli_entropy(logits: Tensor) -> Tensor:
     """Entropy of Bernoulli variables in nats, elementwise, stable for large logits."""
     return F.softplus(logits) - logits * logits.sigmoid()
+
+
+def mended(answer: Answer, regions: Tensor) -> Answer:
+    """An answer whose pseudo-label is mended with regions (B, scales, 2h, 2w), see `proposals.regions.mend`."""
+    assert answer.proposal is not None
+    return dataclasses.replace(answer, proposal=mend(answer.proposal, regions))
 
 
 class Rple(nn.Module):

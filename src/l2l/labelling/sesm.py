@@ -1,8 +1,12 @@
 """SESM, the self-evolving segmentation module: prior and model in, fused proposal, guidance and reliability out.
 
-It starts as the identity on the proposal and has to earn each departure: the gate between prior and model opens with
-what the two reliabilities (rho of the prior, kappa of the model's own prediction) say, and the pixel correction starts
-at zero. It evolves because the model's prediction Q does. It can overrule the prior: where rho is small, Q speaks.
+Three voices speak of a pair: the proposal P, the model's own prediction Q, and the guided answer M (`model.network`),
+which starts as P and learns end to end when to depart from it. M is learned on pictures that the segmenter knows by
+heart, where Q is always right; so it trusts the prior too little elsewhere. SESM mends that with what held-out labels
+say: the fused proposal is a log-linear pool of the voices (Heskes, "Selecting weighting factors in logarithmic opinion
+pools", NIPS 1997), the weights of which depend on the prior's reliability rho alone. It starts as the identity on M,
+rho starts as the prior's own score, and a ridge makes each departure earn its place. A dozen numbers in all, since a
+few dozen labels are all there is to learn them from: anything larger learned those by heart (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -18,25 +22,31 @@ from l2l.proposals.proposal import Proposals
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """What SESM makes of a prior before the segmenter is guided by it."""
+
+    rho: Tensor
+    """Logits (B,) of the prior's reliability: the expected IoU of the proposal with the truth; very low if absent."""
+    base: Tensor
+    """Log odds (B, h, w) that the guided answer starts from: the proposal, or Q where there is none."""
+    guidance: list[Tensor]
+    """One map (B, D, h_k, w_k) per stage; empty in the ablation without guidance."""
+
+
+@dataclass(frozen=True, slots=True)
 class Elevated:
     """What SESM makes of a batch."""
 
     fused: Tensor
-    """Logits (B, h, w) of the fused proposal, before guidance."""
+    """Logits (B, h, w) of the fused proposal."""
     rho: Tensor
-    """Logits (B,) of the prior's reliability: the expected IoU of the proposal with the truth; very low if absent."""
+    """Logits (B,), as `Heard` has them."""
     kappa: Tensor
     """Logits (B,) of the model's own reliability: the expected IoU of Q with the truth."""
     score: Tensor
-    """Logits (B,) of the expected IoU of the fused proposal after guidance."""
-    follow: Tensor
-    """(B,) in [0, 1]: how much of the fused proposal is the guided answer."""
-    base: Tensor
-    """Log odds (B, h, w) that the guided answer starts from: the proposal, or Q where there is none."""
-    gate: Tensor
-    """(B,) in [0, 1]: how much of the fused proposal comes from the prior."""
-    guidance: list[Tensor]
-    """One map (B, D, h_k, w_k) per stage; empty in the ablation without guidance."""
+    """Logits (B,) of the expected IoU of the fused proposal."""
+    weights: Tensor
+    """(B, 4): of P, Q and M in the fused proposal, and what is added everywhere."""
 
 
 def soft_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -56,39 +66,52 @@ def to_logit(p: Tensor, limit: float = 4.0) -> Tensor:
 
 
 BOTH, PRIOR, MODEL = 0, 1, 2  # whom the fusion listens to
-EVIDENCE = 12
-PACE = 4.0  # in and out of the judge: a run is a few hundred of Adam's steps, each of a fixed small size
-LOOK = 4  # channels through which the correction sees the picture
+PACE = 10.0  # weights are kept a tenth as large as they are used: a run is a few hundred of Adam's steps of fixed size
 
 
-def evidence(proposal: Tensor, q: Tensor, score: Tensor, present: Tensor) -> Tensor:
-    """What can be said of a sample from the two maps alone, (B, EVIDENCE) float32, roughly in [-1, 1].
+class Judge(nn.Module):
+    """A linear function of a few facts that starts somewhere known, and says how far it has moved.
 
-    Agreement of prior and model, how sure each is, how large, and how well each one's region is filled by the other.
+    Args:
+        start: its first weights, the last one for the constant.
     """
-    here = present.float()
-    inside_p = (q * proposal).sum((1, 2)) / proposal.sum((1, 2)).clamp_min(1e-3)
-    inside_q = (q * proposal).sum((1, 2)) / q.sum((1, 2)).clamp_min(1e-3)
-    own = (q * q).sum((1, 2)) / q.sum((1, 2)).clamp_min(1e-3)  # mean confidence of Q where Q is
-    sure = (proposal * proposal).sum((1, 2)) / proposal.sum((1, 2)).clamp_min(1e-3)
-    peak = q.flatten(1).amax(1)
-    spread = entropy(q).mean((1, 2))
-    unsure_p = entropy(proposal).mean((1, 2))
-    area_p, area_q = (proposal.mean((1, 2)) + 1e-4).log10() / 4, (q.mean((1, 2)) + 1e-4).log10() / 4
-    agree = soft_iou(proposal, q)
-    stacked = [score, agree, inside_p, inside_q, sure, unsure_p, area_p]
-    return torch.stack([here, *(one * here for one in stacked), own, peak, spread, area_q], dim=1)
+
+    start: Tensor
+
+    def __init__(self, *start: float):
+        super().__init__()
+        self.register_buffer("start", torch.tensor(start), persistent=False)
+        self.moved = nn.Parameter(torch.zeros(len(start)))
+
+    def forward(self, facts: Tensor) -> Tensor:
+        """(B, N) -> (B,) float32."""
+        weights = self.start + PACE * self.moved
+        return facts.float() @ weights[:-1] + weights[-1]
+
+    def ridge(self) -> Tensor:
+        """Squared distance from the start."""
+        return (PACE * self.moved).square().sum()
+
+
+def fill(p: Tensor) -> Tensor:
+    """Mean confidence of maps (B, h, w) where they are, (B,), as -2 to 2: how sure, and how much of one piece."""
+    return 4 * (p * p).sum((1, 2)) / p.sum((1, 2)).clamp_min(1e-3) - 2
+
+
+def agreement(a: Tensor, b: Tensor) -> Tensor:
+    """`soft_iou` of maps (B, h, w) as -2 to 2."""
+    return 4 * soft_iou(a, b) - 2
 
 
 class SESM(nn.Module):
-    """Fuse the proposal with the model's prediction.
+    """Fuse the proposal with what the model says, unguided and guided.
 
     Args:
         width: channels D of the segmenter's decoder maps.
-        inner: channels of the reliability head and of the pixel correction.
         fuses: without, the proposal is taken as it is, and Q where there is none, and the guided answer is the last
             word: how the other methods use a prior, and an ablation of this one.
         guides: ablation; without, nothing of the prior reaches the segmenter.
+        weighs: ablation; without, the fused proposal is the guided answer.
 
     `voice` says whom the fusion listens to, and is the drift guard's to set (see `labelling.guard`): `BOTH`, the
     proposal alone (`PRIOR`; Q where there is none) or the model alone (`MODEL`). It is saved with the weights.
@@ -96,70 +119,69 @@ class SESM(nn.Module):
 
     voice: Tensor
 
-    def __init__(self, *, width: int, inner: int = 16, fuses: bool = True, guides: bool = True):
+    def __init__(self, *, width: int, fuses: bool = True, guides: bool = True, weighs: bool = True):
         super().__init__()
-        self.fuses, self.guides = fuses, guides
+        self.fuses, self.guides, self.weighs = fuses, guides, weighs
         self.register_buffer("voice", torch.tensor(BOTH))
-        self.judge = nn.Sequential(nn.Linear(EVIDENCE, inner), nn.GELU(), nn.Linear(inner, 4))
-        nn.init.zeros_(self.judge[-1].weight)
-        nn.init.zeros_(self.judge[-1].bias)
-        # The gate's two numbers are kept small and used many times as large, so that Adam's steps of fixed size can
-        # move them within a run: sigmoid(10 x 0.3) = 0.95 of the prior at the start, while rho and kappa are alike.
-        self.gate_slope = nn.Parameter(torch.tensor(0.3))
-        self.gate_start = nn.Parameter(torch.tensor(0.3))
-        self.sharpness = nn.Parameter(torch.zeros(2))  # log scale of either map's log odds
-        self.look = nn.Conv2d(width, LOOK, 1)
-        self.correct = nn.Sequential(
-            nn.Conv2d(LOOK + 7, inner, 3, padding=1), nn.GELU(), nn.Conv2d(inner, inner, 3, padding=1), nn.GELU(),
-            nn.Conv2d(inner, 1, 1),
-        )  # fmt: skip
-        nn.init.zeros_(self.correct[-1].weight)
-        nn.init.zeros_(self.correct[-1].bias)
+        self.trust = Judge(1.0, 0.0, 0.0)  # rho: the prior's own score, and how far Q agrees
+        self.own = Judge(0.0, 0.0, 0.0, 0.0)  # kappa
+        self.expect = Judge(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # score
+        self.pool = nn.ModuleList(Judge(0.0, one) for one in (0.0, 0.0, 1.0, 0.0))  # weights of P, Q, M, and a bias
         self.guide = Guidance(width=width)
 
-    def forward(self, encoded: Encoded, proposals: Proposals, q: Tensor, *, voice: int | None = None) -> Elevated:
-        """q: the model's own prediction, logits (B, h, w), without a gradient. voice: if it is not to be its own."""
-        voice = PRIOR if not self.fuses else int(self.voice) if voice is None else voice
-        present = proposals.present.float()
-        soft, model = proposals.soft.float(), q.detach().float().sigmoid()
-        rho, kappa, score, follow = self._reliability(proposals, soft, model)
-        gate = present * torch.sigmoid(10 * (self.gate_slope * (rho - kappa).detach() + self.gate_start))
-        if voice != BOTH:
-            gate = present if voice == PRIOR else torch.zeros_like(present)
-            score = torch.where(gate > 0, rho, kappa)
-            follow = torch.full_like(follow, -20.0)
-        log_prior = to_logit(soft) * self.sharpness[0].exp()
-        log_model = q.detach().float().clamp(-6, 6) * self.sharpness[1].exp()
-        share = gate[:, None, None]
-        mixed = share * log_prior + (1 - share) * log_model
-        fused = mixed
-        if voice == BOTH:
-            fused = fused + self._correction(encoded, log_prior, log_model, soft, model, gate, rho)
-        trust = rho.sigmoid() * present
-        # What is fused is learned from held-out labels alone (losses on `fused`, `rho`, `kappa`), not through guidance:
-        # on images the segmenter has memorised, Q would look infallible.
-        base = torch.where(proposals.present[:, None, None], to_logit(soft), q.detach().float().clamp(-6, 6))
+    def reliability(self, proposals: Proposals, q: Tensor) -> Tensor:
+        """rho, logits (B,): what the prior says of itself, corrected by what held-out labels say of such scores and by
+        how far Q agrees. Without fusion it is the score alone: nobody teaches it more."""
+        facts = torch.logit(proposals.score.float(), eps=0.02)
+        if self.fuses:
+            alike = agreement(proposals.soft.float(), q.detach().float().sigmoid())
+            facts = self.trust(torch.stack([facts, alike], dim=1))
+        return torch.where(proposals.present, facts, facts.new_tensor(-9.0))
+
+    def listen(self, encoded: Encoded, proposals: Proposals, q: Tensor) -> Heard:
+        """q: the model's own prediction, logits (B, h, w); no gradient goes back into it, nor into rho from here."""
+        rho = self.reliability(proposals, q)
+        present = proposals.present
+        soft = proposals.soft.float() * present[:, None, None]
+        base = torch.where(present[:, None, None], to_logit(proposals.soft), q.detach().float().clamp(-6, 6))
         guidance: list[Tensor] = []
         if self.guides:  # from the prior, not from what is fused: there Q is the answer on all pictures known by heart
-            guidance = self.guide(encoded.maps, soft * present[:, None, None], base.sigmoid(), trust.detach())
-        return Elevated(fused, rho, kappa, score, follow.sigmoid(), base, gate, guidance)
+            guidance = self.guide(encoded.maps, soft, base.sigmoid(), rho.detach().sigmoid() * present)
+        return Heard(rho, base, guidance)
 
-    def _reliability(self, proposals: Proposals, soft: Tensor, model: Tensor) -> tuple[Tensor, ...]:
-        """rho, kappa, score and follow, a logit each per sample, from the evidence of the maps alone.
+    def fuse(
+        self, rho: Tensor, proposals: Proposals, q: Tensor, guided: Tensor, *, voice: int | None = None
+    ) -> Elevated:
+        """The fused proposal; what is learned here is learned from held-out labels alone, and nothing flows back.
 
-        What the region looks like and what the sentence says is in Q already, and a few dozen labels are soon learned
-        by heart by anything that sees features: the judge has a few hundred weights.
+        Args:
+            rho: from `reliability`. q, guided: logits (B, h, w). voice: if it is not to be its own.
         """
-        facts = evidence(soft, model, proposals.score, proposals.present)
-        rho, kappa, score, follow = (PACE * self.judge(PACE * facts).float()).unbind(1)
-        return torch.where(proposals.present, rho, rho.new_tensor(-9.0)), kappa, score, follow
+        voice = PRIOR if not self.fuses else int(self.voice) if voice is None else voice
+        here = proposals.present.float()
+        soft = proposals.soft.float()
+        q, guided = (one.detach().float().clamp(-6, 6) for one in (q, guided))
+        log_prior, model = to_logit(soft) * here[:, None, None], q.sigmoid()
+        known = (rho.detach() * here).clamp(-4, 4)
+        weights = torch.stack([judge(known[:, None]) for judge in self.pool], dim=1)  # (B, 4)
+        if not self.weighs:
+            weights = torch.tensor([0.0, 0.0, 1.0, 0.0], device=q.device).expand_as(weights)
+        alone = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], device=q.device)
+        weights = torch.where(here[:, None] > 0, weights, alone[2])  # without a prior: M, which then starts from Q
+        if voice != BOTH:
+            weights = torch.where(((here > 0) & (voice == PRIOR))[:, None], alone[0], alone[1])
+        share = weights[:, :, None, None]
+        fused = share[:, 0] * log_prior + share[:, 1] * q + share[:, 2] * guided + share[:, 3]
 
-    def _correction(
-        self, encoded: Encoded, log_prior: Tensor, log_model: Tensor, soft: Tensor, model: Tensor, gate: Tensor,
-        rho: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """What the pixels of the picture say beyond the mixture: log odds (B, h, w), zero before training."""
-        seen = self.look(encoded.maps[0].detach())
-        scalars = torch.stack([gate, rho.detach().sigmoid()], dim=1)[:, :, None, None].expand(-1, -1, *soft.shape[1:])
-        maps = torch.stack([log_prior / 4, log_model / 4, soft, model, (soft - model).abs()], dim=1)
-        return self.correct(torch.cat([seen, maps.to(seen.dtype), scalars.to(seen.dtype)], dim=1))[:, 0].float()
+        alike = agreement(soft, model) * here
+        kappa = self.own(torch.stack([fill(model), alike, known * alike / 2], dim=1))
+        answer = fused.detach().sigmoid()
+        like_prior, like_model = agreement(soft, answer) * here, agreement(model, answer)
+        score = self.expect(torch.stack([fill(answer), known, like_prior, known * like_prior / 2, like_model], dim=1))
+        if voice != BOTH:
+            score = torch.where((here > 0) & (voice == PRIOR), rho, kappa)
+        return Elevated(fused, rho, kappa, score, weights)
+
+    def ridge(self) -> Tensor:
+        """How far the judges have moved from where they started, squared."""
+        return torch.stack([one.ridge() for one in (self.trust, self.own, self.expect, *self.pool)]).sum()

@@ -23,9 +23,10 @@ from l2l.errors import InputError
 from l2l.labelling.guard import DriftGuard, Evidence
 from l2l.labelling.policy import AcceptancePolicy, State, observe
 from l2l.labelling.reward import agreement_reward, held_out_direction, truth_reward, utility_reward, weights
-from l2l.labelling.rple import Rple, bernoulli_entropy, exact_gradient, policy_gradient
+from l2l.labelling.rple import Rple, bernoulli_entropy, exact_gradient, mended, policy_gradient
 from l2l.labelling.sesm import BOTH
-from l2l.model.network import Answer, propose
+from l2l.model.network import Answer
+from l2l.proposals.regions import in_view, region_bank
 from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
 from l2l.training.parts import Parts
 from l2l.training.pool import Batch, joined, normalise
@@ -39,6 +40,7 @@ class L2L:
         self.folds = make_folds(parts)
         count = len(parts.labelled_refs)
         self.extra = make_rple(parts.config, honest=len(self.folds) > 1, refs=len(self.folds[0]), labels=count)
+        self.regions = region_bank(parts.pool.images) if parts.config.sesm.regions else None
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):
             raise InputError("l2l learns from unlabelled pairs, here are none: lower --rate or add --unlabelled FILE")
@@ -104,6 +106,9 @@ class L2L:
 
         strong = strong_h if alone else torch.cat([strong_h, student.q[count_x:].detach()])
         assert teacher.elevated is not None
+        if self.regions is not None:
+            teacher = mended(teacher, self._regions("held out", step, h) if alone else torch.cat([
+                self._regions("held out", step, h), self._regions("unlabelled", step, u)]))  # fmt: skip
         state = observe(teacher, both.proposals, strong, both.image)
         cells, samples = self.extra.judge(state, remember=slice(None) if alone else slice(count_h, None))
         accept, take = self.extra.accept(state, cells.detach(), samples.detach())
@@ -126,9 +131,9 @@ class L2L:
         front = (accept * label_u).sum() / label_u.sum().clamp_min(1)
         return loss + weight * (loss_u + loss_ug), logs | {
             "loss_u": loss_u.item(), "loss_u_guided": loss_ug.item(), "accept_samples": float(take.mean()),
-            "accept_front": float(front), "gate": float(teacher.elevated.gate[count_h:].mean()),
-            "rho": float(teacher.elevated.rho[count_h:].sigmoid().mean()),
-            "follow": float(teacher.elevated.follow[count_h:].mean()),
+            "accept_front": float(front), "rho": float(teacher.elevated.rho[count_h:].sigmoid().mean()),
+            **dict(zip(("weight_prior", "weight_model", "weight_guided", "weight_bias"),
+                       teacher.elevated.weights[count_h:].mean(0).tolist(), strict=True)),
         }  # fmt: skip
 
     def _ask_guard(self, guard: DriftGuard, evidence: Evidence) -> None:
@@ -139,26 +144,30 @@ class L2L:
         if verdict.event:
             self.parts.events.append(f"drift guard: {verdict.event}")
 
+    def _regions(self, name: str, step: int, batch: Batch) -> Tensor:
+        """The regions of a batch as its weak view shows them, at twice the resolution of the maps."""
+        parts, soft = self.parts, batch.proposals.soft
+        assert self.regions is not None
+        view, _ = parts.view(batch.rows, name, step)
+        maps = self.regions[parts.pool.image_of[batch.rows]].to(soft.device)
+        return in_view(maps, view, (2 * soft.shape[1], 2 * soft.shape[2]))
+
     def _sesm_loss(self, h: Batch, teacher: Answer) -> tuple[Tensor, dict[str, float]]:
-        """SESM on labels the segmenter has not seen; the gradient passes the teacher's decoder but stops at SESM."""
-        parts = self.parts
-        assert h.mask is not None
-        encoded = teacher.encoded[: len(h.rows)]
-        q = teacher.q[: len(h.rows)]
-        with parts.autocast():
-            elevated = parts.network.sesm(encoded, h.proposals, q, voice=BOTH)
-            offered = propose(elevated, parts.teacher.guide(encoded, elevated))
+        """SESM on labels the segmenter has not seen; nothing flows back into what it fuses."""
+        sesm, q, guided = self.parts.network.sesm, teacher.q[: len(h.rows)], teacher.guided
+        assert h.mask is not None and guided is not None
+        elevated = sesm.fuse(sesm.reliability(h.proposals, q), h.proposals, q, guided[: len(h.rows)], voice=BOTH)
         y = h.mask > 0.5
-        here = h.proposals.present
+        here, everywhere = h.proposals.present, torch.ones_like(h.proposals.present)
         loss_fused = segmentation_loss(elevated.fused, h.mask).mean()
-        loss_offered = segmentation_loss(offered, h.mask).mean()
         iou_prior, iou_model = hard_iou(h.proposals.soft > 0.5, y), hard_iou(q > 0, y)
+        iou_fused = hard_iou(elevated.fused > 0, y)
         loss_rho = reliability_loss(elevated.rho, iou_prior, here)
-        loss_kappa = reliability_loss(elevated.kappa, iou_model, torch.ones_like(here))
-        iou_fused = hard_iou(offered > 0, y)
-        loss_score = reliability_loss(elevated.score, iou_fused, torch.ones_like(here))
+        loss_kappa = reliability_loss(elevated.kappa, iou_model, everywhere)
+        loss_score = reliability_loss(elevated.score, iou_fused, everywhere)
         prior = float((iou_prior * here).sum() / here.sum()) if here.any() else math.nan
-        return loss_fused + loss_offered + loss_rho + loss_kappa + loss_score, {
+        ridge = self.parts.config.sesm.ridge * sesm.ridge()
+        return loss_fused + loss_rho + loss_kappa + loss_score + ridge, {
             "loss_fused": loss_fused.item(), "loss_rho": loss_rho.item(), "loss_kappa": loss_kappa.item(),
             "held_out_prior": prior, "held_out_model": float(iou_model.mean()),
             "held_out_fused": float(iou_fused.mean()),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from l2l.labelling.sesm import SESM, Elevated
+from l2l.labelling.sesm import SESM, Elevated, Heard
 from l2l.model.segmenter import Encoded, Segmenter
 from l2l.proposals.proposal import Proposals
 
@@ -49,28 +49,17 @@ class Network(nn.Module):
         q, features = self.segmenter.decode(encoded)
         if proposals is None:
             return Answer(encoded, q, features)
-        elevated = self.sesm(encoded, proposals, q)
-        guided = self.guide(encoded, elevated)
-        proposal = propose(elevated, guided) if self.sesm.fuses else elevated.fused
-        return Answer(encoded, q, features, elevated, guided, proposal, self.sesm.fuses)
+        heard = self.sesm.listen(encoded, proposals, q)
+        guided = self.guide(encoded, heard)
+        elevated = self.sesm.fuse(heard.rho, proposals, q, guided)
+        return Answer(encoded, q, features, elevated, guided, elevated.fused, self.sesm.fuses)
 
-    def guide(self, encoded: Encoded, elevated: Elevated) -> Tensor:
+    def guide(self, encoded: Encoded, heard: Heard) -> Tensor:
         """The guided answer M, logits (B, h, w): the prior, moved by what the guided decoder adds.
 
         It starts as the prior (Q where there is none) and learns from labels and pseudo-labels, like Q.
         """
-        if not elevated.guidance:
-            return elevated.fused.detach()
-        added, _ = self.segmenter.decode(encoded, elevated.guidance)
-        return elevated.base + added - self.segmenter.classify.bias.float().detach()  # no bias towards background
-
-
-def propose(elevated: Elevated, guided: Tensor) -> Tensor:
-    """The fused proposal, logits (B, h, w): SESM's mixture of prior and Q, and the guided answer M as far as it is to
-    be followed.
-
-    On pictures it has learned by heart M is always right; how far it is to be followed elsewhere is learned from
-    held-out labels alone, like everything else in SESM but its guidance.
-    """
-    follow = elevated.follow[:, None, None]
-    return (1 - follow) * elevated.fused + follow * guided
+        if not heard.guidance:
+            return heard.base
+        added, _ = self.segmenter.decode(encoded, heard.guidance)
+        return heard.base + added - self.segmenter.classify.bias.float().detach()  # no bias towards background

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2l.priors.prior import Box, Prior
-from l2l.proposals.regions import oversegment, pooled, prompted
+from l2l.proposals.regions import nearest, oversegment, pooled, prompted
 
 BINS = 8
 SECOND = 0.45  # further boxes stay below the cut at 0.5
@@ -158,8 +158,7 @@ def propose(
         maps = oversegment((images[made] * 255).round().to(torch.uint8))[which]
     else:
         maps = regions[rows]
-    maps = F.interpolate(maps.float(), size=fine, mode="nearest").long()
-    belief = F.avg_pool2d(with_regions(colour, maps, placed)[:, None], 2)[:, 0]
+    belief = F.avg_pool2d(with_regions(colour, nearest(maps, fine), placed)[:, None], 2)[:, 0]
     belief = belief * torch.tensor([weight for _, _, weight in jobs])[:, None, None]
     for row in rows.unique().tolist():
         out[row] = belief[rows == row].amax(0)

@@ -109,7 +109,7 @@ def build_network(config: Config, vocabulary: Vocabulary) -> Network:
         words=model.text_width, width=model.width, context=model.context,
     )  # fmt: skip
     fuses = config.sesm.use and config.train.method == "l2l"  # nobody else teaches it
-    sesm = SESM(width=model.width, fuses=fuses, guides=config.sesm.guidance)
+    sesm = SESM(width=model.width, fuses=fuses, guides=config.sesm.guidance, weighs=config.sesm.weigh)
     network = Network(segmenter=segmenter, sesm=sesm)
     if model.start:
         start_encoders(network.segmenter, vocabulary)

@@ -14,8 +14,9 @@ from torch import Tensor
 from l2l.data.augment import strong_view
 from l2l.data.streams import generator
 from l2l.labelling.policy import State, observe
-from l2l.labelling.rple import Rple
+from l2l.labelling.rple import Rple, mended
 from l2l.model.network import Network
+from l2l.proposals.regions import nearest, region_bank
 from l2l.training.losses import hard_iou
 from l2l.training.parts import Parts
 from l2l.training.pool import Batch, normalise
@@ -29,10 +30,10 @@ class Judged:
     """P (N, h, w) in [0, 1]."""
     q: Tensor
     """The teacher's own prediction without the prior, probabilities."""
-    mixture: Tensor
-    """What SESM mixes of the two before the segmenter is guided by it, probabilities."""
+    guided: Tensor
+    """The guided answer M, probabilities."""
     fused: Tensor
-    """The fused proposal: the guided answer, probabilities."""
+    """The fused proposal, probabilities; mended with regions where those were given."""
     cells: Tensor | None
     """Probability of acceptance per cell; `None` without a policy."""
     samples: Tensor | None
@@ -53,18 +54,25 @@ class Judged:
 
 @torch.no_grad()
 def judge(
-    network: Network, rple: Rple | None, batches: list[Batch], *, autocast: torch.autocast, seed: int = 0
+    network: Network, rple: Rple | None, batches: list[Batch], *, autocast: torch.autocast, seed: int = 0,
+    regions: list[Tensor] | None = None,
 ) -> Judged:
-    """Run teacher, SESM and policy over batches as they are (no weak view); the strong view is drawn from `seed`."""
+    """Run teacher, SESM and policy over batches as they are (no weak view); the strong view is drawn from `seed`.
+
+    `regions`: of each batch, (B, scales, 2h, 2w), where pseudo-labels are mended with them.
+    """
     parts: dict[str, list[Tensor]] = {}
     for number, batch in enumerate(batches):
         with autocast:
             answer = network(normalise(batch.image), batch.tokens, batch.proposals)
             elevated = answer.elevated
-            assert elevated is not None and answer.proposal is not None
+            assert elevated is not None and answer.guided is not None and answer.proposal is not None
+            if regions is not None:
+                answer = mended(answer, regions[number])
+                assert answer.proposal is not None
             out = {
                 "proposal": batch.proposals.soft, "q": answer.q.sigmoid(), "fused": answer.proposal.sigmoid(),
-                "mixture": elevated.fused.sigmoid(), "rho": elevated.rho.sigmoid(), "present": batch.proposals.present,
+                "guided": answer.guided.sigmoid(), "rho": elevated.rho.sigmoid(), "present": batch.proposals.present,
                 "expected": elevated.score.sigmoid(),
             }  # fmt: skip
             if rple is not None:
@@ -104,7 +112,7 @@ def measure(judged: Judged, truth: Tensor) -> dict[str, float]:
         "iou_proposal": float(hard_iou((judged.proposal > 0.5) & judged.present[:, None, None], truth).mean()),
         "iou_fused": float(hard_iou(label, truth).mean()),
         "iou_model": float(hard_iou(judged.q > 0.5, truth).mean()),
-        "iou_mixture": float(hard_iou(judged.mixture > 0.5, truth).mean()),
+        "iou_guided": float(hard_iou(judged.guided > 0.5, truth).mean()),
         "rho": float(judged.rho.mean()),
     }
     if judged.cells is None or judged.samples is None:
@@ -150,5 +158,11 @@ class Probe:
 
     def judged(self, parts: Parts, rple: Rple | None, *, batch: int = 32) -> Judged:
         """The pairs as teacher, SESM and policy see them now."""
-        batches = [parts.pool.batch(rows) for rows in self.rows.split(batch)]
-        return judge(parts.teacher, rple, batches, autocast=parts.autocast(), seed=parts.config.train.seed)
+        parted = self.rows.split(batch)
+        batches, regions = [parts.pool.batch(rows) for rows in parted], None
+        if rple is not None and parts.config.sesm.regions:
+            maps = region_bank(parts.pool.images)
+            size = (2 * self.truth.shape[1], 2 * self.truth.shape[2])
+            regions = [nearest(maps[parts.pool.image_of[rows]], size).to(parts.pool.device) for rows in parted]
+        return judge(parts.teacher, rple, batches, autocast=parts.autocast(), seed=parts.config.train.seed,
+                     regions=regions)  # fmt: skip
