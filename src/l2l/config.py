@@ -135,6 +135,9 @@ class RpleConfig:
     """How the policy's gradient is estimated: from K sampled actions, or in closed form (the reward is separable)."""
     truth: float = 1.0
     """Weight of the reward from held-out labels."""
+    gain: bool = True
+    """The reward from held-out labels is how much better a label is than the model's own prediction. Ablation: without,
+    how right it is."""
     samples: int = 8
     """K, sampled actions per pseudo-label."""
     wrong: float = 3.0

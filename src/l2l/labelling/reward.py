@@ -51,6 +51,21 @@ def truth_reward(label: Tensor, truth: Tensor, *, wrong: float = 3.0) -> Tensor:
     return weights(label > 0.5, truth) * (1 - (1 + wrong) * error)
 
 
+def gain_reward(label: Tensor, truth: Tensor, model: Tensor) -> Tensor:
+    """On held-out labels: how much nearer to the truth the label is than what the model believes already, weighted:
+    4 x ((q - y)^2 - (label - y)^2).
+
+    A cell whose label says what the model says earns nothing, however right it is: there is nothing to learn from it.
+    What a confidence threshold refuses first, where label and model disagree, is where there is something to win, and
+    this says on which side: accepting pays where the label is the better of the two on average.
+
+    Args:
+        label: the pseudo-label, bool or in [0, 1], (B, h, w). truth: bool (B, h, w). model: Q in [0, 1], (B, h, w).
+    """
+    y = truth.float()
+    return weights(label > 0.5, truth) * 4 * ((model - y) ** 2 - (label.float() - y) ** 2)
+
+
 def agreement_reward(label: Tensor, proposal: Tensor, model: Tensor, fused: Tensor, rho: Tensor) -> Tensor:
     """Where nobody knows the truth: rho x (agreement of prior and model, in [-1, 1]) minus the label's entropy.
 

@@ -22,7 +22,14 @@ from l2l.data.streams import generator
 from l2l.errors import InputError
 from l2l.labelling.guard import DriftGuard, Evidence
 from l2l.labelling.policy import AcceptancePolicy, State, observe
-from l2l.labelling.reward import agreement_reward, held_out_direction, truth_reward, utility_reward, weights
+from l2l.labelling.reward import (
+    agreement_reward,
+    gain_reward,
+    held_out_direction,
+    truth_reward,
+    utility_reward,
+    weights,
+)
 from l2l.labelling.rple import Rple, bernoulli_entropy, exact_gradient, mended, policy_gradient
 from l2l.labelling.sesm import BOTH
 from l2l.model.network import Answer
@@ -182,7 +189,10 @@ class L2L:
         assert h.mask is not None and teacher.elevated is not None and teacher.proposal is not None
         count = len(h.rows)
         offered = state.proposal if config.soft else state.label
-        reward = truth_reward(offered[:count], h.mask > 0.5, wrong=config.wrong)
+        if config.gain:
+            reward = gain_reward(offered[:count], h.mask > 0.5, teacher.q[:count].float().sigmoid())
+        else:
+            reward = truth_reward(offered[:count], h.mask > 0.5, wrong=config.wrong)
         if config.rule == "threshold":
             return cells.new_zeros(()), {}
         if config.rule == "confidence":
