@@ -50,7 +50,7 @@ def test_labels_that_are_mostly_wrong_are_not_learned_from() -> None:
 
 
 @pytest.mark.parametrize(("prior", "voice", "weight"), [
-    (0.6, PRIOR, 1.0), (0.1, MODEL, 0.0), (math.nan, MODEL, 0.0),
+    (0.6, BOTH, 1.0), (0.1, MODEL, 0.0), (math.nan, MODEL, 0.0),
 ])  # fmt: skip
 @pytest.mark.parametrize(("honest", "refs"), [(False, 50), (True, 3)])
 def test_too_few_labels_to_judge_by(prior: float, voice: int, weight: float, honest: bool, refs: int) -> None:
@@ -65,7 +65,7 @@ def test_a_handful_of_misses_does_not_condemn_the_prior() -> None:
     verdicts = [
         DriftGuard(honest=False, refs=refs).look(Evidence(0.03, math.nan, math.nan, math.nan)) for refs in (1, 2, 8)
     ]
-    assert [one.voice for one in verdicts] == [PRIOR, PRIOR, MODEL]
+    assert [one.voice for one in verdicts] == [BOTH, BOTH, MODEL]
 
 
 def test_nothing_is_said_before_anything_was_learned() -> None:

@@ -58,7 +58,7 @@ def test_what_a_line_says(run: Path, labels: Path) -> None:
         box = tight_box(mask) or (0, 0, 0, 0)
         assert line["bbox"] == [box[0], box[1], box[2] - box[0], box[3] - box[1]]
         assert 0 <= line["score"] <= 1
-        assert line["accepted"] == (line["acceptance"]["sample"] * line["acceptance"]["foreground"] > 0.5)
+        assert line["accepted"] == (line["score"] > 0.5)
         assert 0 <= line["acceptance"]["foreground"] <= 1
         assert line["prior"] == (not line["id"].startswith("extra-"))
         assert isinstance(line["sentence"], str) and line["sentence"]

@@ -265,6 +265,27 @@ def test_simulated_priors_are_drawn_again_the_same() -> None:
     assert source.name == "simulated (70% right)" and Simulated(WORLD, accuracy=0.25).name == "simulated (25% right)"
 
 
+@pytest.mark.parametrize("scores", ["telling", "blank"])
+def test_scores_tell_or_do_not(scores: str) -> None:
+    pairs = [(sample, sentence) for sample in WORLD for sentence in sample.sentences]
+    telling, other = Simulated(WORLD, accuracy=0.5), Simulated(WORLD, accuracy=0.5, scores=scores)
+    found = other.answer(pairs)
+    assert [one.boxes for one in found] == [one.boxes for one in telling.answer(pairs)]
+    right = np.array([_meets(one, sample) for one, (sample, _) in zip(found, pairs, strict=True)])
+    score = np.array([one.score for one in found])
+    difference = score[right].mean() - score[~right].mean()
+    assert abs(difference) < 0.03 if scores == "blank" else difference > 0.08
+    assert ("blank" in other.name) == (scores == "blank") == (other.fingerprint() != telling.fingerprint())
+    with pytest.raises(InputError, match="telling or blank"):
+        Simulated(WORLD, scores="loud")
+
+
+def _meets(prior: Prior, sample: Sample) -> bool:
+    (x0, y0, x1, y1), (a0, b0, a1, b1) = prior.boxes[0], box_of(sample.mask())
+    inter = max(min(x1, a1) - max(x0, a0), 0) * max(min(y1, b1) - max(y0, b0), 0)
+    return inter / ((x1 - x0) * (y1 - y0) + (a1 - a0) * (b1 - b0) - inter) > 0.4
+
+
 def test_systematic_errors_repeat_and_point_at_the_largest() -> None:
     source = Simulated(WORLD, accuracy=0.6, errors="systematic", jitter=0.0)
     wrong: dict[tuple[str, str], set[bool]] = {}

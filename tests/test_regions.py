@@ -9,7 +9,7 @@ import torch
 
 from l2l.data.augment import Geometry
 from l2l.proposals import regions
-from l2l.proposals.regions import in_view, oversegment, region_bank, region_counts
+from l2l.proposals.regions import in_view, mend, nearest, oversegment, pooled, prompted, region_bank, region_counts
 
 
 def disc() -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,3 +86,51 @@ def test_maps_are_warped_as_pictures_are() -> None:
         share = view.apply((maps == region).float())
         assert (share[2][seen[2] == region] > 0.24).all() and (seen[2] == region)[share[2] > 0.76].all()
     assert (seen[2] == 0).any()  # beyond the frame
+
+
+def box_of(inside: torch.Tensor, grow: float = 0.0) -> torch.Tensor:
+    """The tight box of a bool (1, h, w) as shares, each side moved outwards by `grow` of the box."""
+    rows, columns = inside[0].any(1).nonzero()[:, 0], inside[0].any(0).nonzero()[:, 0]
+    height, width = inside.shape[1:]
+    box = torch.tensor([[columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]])
+    side = (box[:, 2:] - box[:, :2]) * grow
+    return box + torch.cat([-side, side], dim=1)
+
+
+def test_a_box_prompts_the_region_that_fills_it() -> None:
+    picture, inside = disc()
+    maps, fallback = oversegment(picture).long(), torch.full((1, 16, 24), 0.2)
+    found = prompted(maps, box_of(inside), fallback)
+    assert ((found > 0.5) == inside).float().mean() > 0.97 and found.min() >= 0.03 - 1e-6 and found.max() <= 0.97 + 1e-6
+    nowhere = prompted(maps, torch.tensor([[0.0, 0.0, 0.12, 0.12]]), fallback)
+    assert torch.allclose(nowhere, fallback, atol=0.01)  # no region fits: as it was
+    wide = prompted(maps, box_of(inside, 0.16), fallback)  # at the edge of fitting: in between, hence unsure
+    assert 0.2 < float(wide[inside].mean()) < float(found[inside].mean())
+
+
+def test_pooling_gives_each_region_its_mean() -> None:
+    maps = torch.randint(1, 5, (2, 3, 6, 7), generator=torch.Generator().manual_seed(5))
+    belief = torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(6))
+    found = pooled(maps, belief)
+    for b, s, r in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(1, 5)).tolist():
+        own = maps[b, s] == r
+        assert torch.allclose(found[b, s][own], belief[b][own].mean())
+
+
+def test_an_answer_is_drawn_to_the_region_it_must_have_meant() -> None:
+    picture, inside = disc()
+    maps = oversegment(picture).long()
+    share = torch.nn.functional.avg_pool2d(inside[:, None].float(), 2)[:, 0]  # (1, 8, 12)
+    ragged = torch.where(share > 0.5, 3.0, -4.0)
+    ragged[:, 3, 5] = -2.0  # a hole
+    mended = mend(ragged, maps).sigmoid()
+    assert (mended - share).abs().mean() < (ragged.sigmoid() - share).abs().mean() / 2 and mended[0, 3, 5] > 0.9
+    speck = torch.full_like(ragged, -4.0)
+    speck[:, 0, 0] = 2.0  # like no region: left alone, but for being smoothed
+    assert (mend(speck, maps).sigmoid() - speck.sigmoid()).abs().mean() < 0.02
+    assert mend(torch.full_like(ragged, -20.0), maps).isfinite().all()
+
+
+def test_maps_of_another_size_keep_their_regions() -> None:
+    maps = torch.arange(1, 7).view(1, 1, 2, 3)
+    assert torch.equal(nearest(maps, (4, 6)), maps.repeat_interleave(2, 2).repeat_interleave(2, 3))

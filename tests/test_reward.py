@@ -12,6 +12,7 @@ from torch import Tensor
 from l2l.labelling.reward import (
     agreement_reward,
     boundary,
+    gain_reward,
     held_out_direction,
     truth_reward,
     utility_reward,
@@ -177,3 +178,19 @@ def test_agreement_is_what_it_says() -> None:
     assert worth(sure, 0 * sure, sure, 0.8) == pytest.approx(-0.8, abs=1e-4)  # they contradict one another
     assert worth(sure, half, sure, 0.8) == pytest.approx(0, abs=1e-4)
     assert worth(sure, sure, half, 0.8) == pytest.approx(-0.2, abs=1e-4)  # a label at 0.5 costs one bit
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.booleans())
+def test_a_gain_is_what_the_model_does_not_know(label: float, model: float, truth: bool) -> None:
+    y, known = torch.tensor([[[truth]]]), torch.tensor([[[model]]])
+    gain = float(gain_reward(torch.tensor([[[label]]]), y, known))
+    assert gain == pytest.approx(4 * ((model - truth) ** 2 - (label - truth) ** 2), abs=1e-5)
+    assert float(gain_reward(known, y, known)) == 0  # nothing new, nothing gained
+
+
+def test_a_threshold_refuses_what_has_most_to_teach() -> None:
+    """Label and model agree on the left and are right; on the right the label is unsure, and better than the model."""
+    truth = torch.tensor([[[True, True, False, False]]])
+    label, model = torch.tensor([[[0.95, 0.65, 0.05, 0.35]]]), torch.tensor([[[0.95, 0.2, 0.05, 0.8]]])
+    gain = gain_reward(label, truth, model)
+    assert torch.equal(gain[0, 0] > 0, torch.tensor([False, True, False, True]))

@@ -92,16 +92,17 @@ class ModelConfig:
 class SesmConfig:
     """How SESM learns."""
 
-    held_out: float = 0.25
-    """Share of the labelled images the segmenter does not see: SESM and the policy learn from them. Ablation: with 0
-    they learn from images that the segmenter has been trained on."""
+    held_out: float = 0.1
+    """Share of the labelled images the segmenter does not see (at least 4 images, where that is no more than a third):
+    SESM and the policy learn from them. Ablation: with 0 they learn from images that the segmenter has been trained
+    on."""
     use: bool = True
     """Ablation: without, the proposal is taken as it is, P where there is a prior and Q where there is none."""
     guidance: bool = True
     """Ablation: without, nothing of the prior reaches the segmenter."""
     weigh: bool = True
     """Ablation: without, the fused proposal is the guided answer, whatever held-out labels say."""
-    ridge: float = 0.02
+    ridge: float = 0.03
     """Weight of the squared distance that SESM's numbers have moved from where they start."""
     regions: bool = True
     """Pseudo-labels are mended with the regions of their pictures."""

@@ -195,9 +195,8 @@ def answer_batch(
 def _line(answer: Labelled, place: int, sample: Sample, *, present: bool) -> dict[str, Any]:
     """One pair as JSON.
 
-    Accepted is a mask whose foreground the policy believes by more than one half: sample x mean over its foreground,
-    the two decisions together, as in training. (The sample's alone says little: doubtful cells are refused one by one.)
-    Without a policy, the expected IoU decides.
+    Accepted is a mask whose expected IoU is above one half. What the policy says stands beside it, as `acceptance`: it
+    asks what there is to learn from a mask, not how good it is.
     """
     mask = upsample(answer.logits[place], sample.size)
     box = tight_box(mask)
@@ -212,7 +211,7 @@ def _line(answer: Labelled, place: int, sample: Sample, *, present: bool) -> dic
         "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]] if box else [0, 0, 0, 0],
         "score": round(score, 4),
         "acceptance": acceptance,
-        "accepted": (acceptance["sample"] * acceptance["foreground"] if acceptance else score) > 0.5,
+        "accepted": round(score, 4) > 0.5,
         "prior": present,
     }
 

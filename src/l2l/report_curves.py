@@ -42,8 +42,11 @@ TRAINING = (
         ("reward", "held-out", "blue", "-"), ("reward_spread", "spread", "sky", "--"),
         ("reward_agreement", "agreement", "purple", "-"), ("utility", "utility", "orange", "-"))),
     ("Entropy of the policy, nats per decision", (("policy_entropy", "entropy", "purple", "-"),)),
-    ("Gate, reliability and acceptance", (
-        ("gate", "gate", "grey", "-"), ("rho", r"$\rho$", "purple", "-"),
+    ("Voices in the fused proposal", (
+        ("weight_prior", "prior", "grey", "-"), ("weight_model", "model Q", "blue", "--"),
+        ("weight_guided", "guided answer M", "red", "-."))),
+    ("Reliability and acceptance", (
+        ("rho", r"$\rho$", "purple", "-"),
         ("accept_samples", "samples", "blue", "--"), ("accept_front", "foreground", "sky", "-"))),
 )  # fmt: skip
 

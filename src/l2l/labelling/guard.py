@@ -101,7 +101,8 @@ class DriftGuard(nn.Module):
         voice, is_open, why = self._judge(before, was_open)
         self.voice.fill_(voice)
         self.open.fill_(is_open)
-        changed = (voice, is_open) != (before, was_open) and not (before == -1 and voice == BOTH and is_open)
+        usual = before == -1 and voice == BOTH and is_open and self.honest  # nothing to tell
+        changed = (voice, is_open) != (before, was_open) and not usual
         return Verdict(voice, float(is_open), why if changed else "")
 
     def _judge(self, before: int, was_open: bool) -> tuple[int, bool, str]:
@@ -114,7 +115,7 @@ class DriftGuard(nn.Module):
             believed = presumed >= self.floor  # False for NaN too
             why = f"too few labels to judge by ({self.labels} referents, prior IoU {prior:.2f}): "
             if believed:
-                return PRIOR, True, why + "the proposal is taken as it is"
+                return BOTH, True, why + "prior and model are pooled as the prior's own score says"
             return MODEL, False, why + "no pseudo-labels, the labels alone"
         best = max(model, prior if prior == prior else -1.0)
         slack = self.margin * (1.0 if before in (-1, BOTH) else 0.5)  # easier to stay than to go

@@ -4,9 +4,10 @@ Three voices speak of a pair: the proposal P, the model's own prediction Q, and 
 which starts as P and learns end to end when to depart from it. M is learned on pictures that the segmenter knows by
 heart, where Q is always right; so it trusts the prior too little elsewhere. SESM mends that with what held-out labels
 say: the fused proposal is a log-linear pool of the voices (Heskes, "Selecting weighting factors in logarithmic opinion
-pools", NIPS 1997), the weights of which depend on the prior's reliability rho alone. It starts as the identity on M,
-rho starts as the prior's own score, and a ridge makes each departure earn its place. A dozen numbers in all, since a
-few dozen labels are all there is to learn them from: anything larger learned those by heart (docs/LOG.md).
+pools", NIPS 1997), the weights of which depend on the prior's reliability rho alone. It starts as a rule that needs no
+labels: rho is the prior's own score, and its log odds weigh the prior's voice beside M. A ridge makes each departure
+earn its place. Some twenty numbers in all, since a few dozen labels are all there is to learn them from: anything
+larger learned those by heart (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -126,7 +127,8 @@ class SESM(nn.Module):
         self.trust = Judge(1.0, 0.0, 0.0)  # rho: the prior's own score, and how far Q agrees
         self.own = Judge(0.0, 0.0, 0.0, 0.0)  # kappa
         self.expect = Judge(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # score
-        self.pool = nn.ModuleList(Judge(0.0, one) for one in (0.0, 0.0, 1.0, 0.0))  # weights of P, Q, M, and a bias
+        # weights of P, Q, M, and a bias, each a slope in the log odds of rho and a constant
+        self.pool = nn.ModuleList(Judge(*one) for one in ((0.5, 0.0), (0.0, 0.0), (0.0, 0.75), (0.0, 0.0)))
         self.guide = Guidance(width=width)
 
     def reliability(self, proposals: Proposals, q: Tensor) -> Tensor:
@@ -145,8 +147,8 @@ class SESM(nn.Module):
         soft = proposals.soft.float() * present[:, None, None]
         base = torch.where(present[:, None, None], to_logit(proposals.soft), q.detach().float().clamp(-6, 6))
         guidance: list[Tensor] = []
-        if self.guides:  # from the prior, not from what is fused: there Q is the answer on all pictures known by heart
-            guidance = self.guide(encoded.maps, soft, base.sigmoid(), rho.detach().sigmoid() * present)
+        if self.guides:  # from the prior and its score alone: on pictures known by heart Q is the answer, and rho tells
+            guidance = self.guide(encoded.maps, soft, base.sigmoid(), proposals.score.float() * present)
         return Heard(rho, base, guidance)
 
     def fuse(

@@ -38,6 +38,8 @@ from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
 from l2l.training.parts import Parts
 from l2l.training.pool import Batch, joined, normalise
 
+LEAST_HELD_OUT = 4  # images, where that is no more than a third of them
+
 
 class L2L:
     """Paper symbols in the step: x labelled, h held out, u unlabelled; _w weak, _s strong; P prior, Q teacher."""
@@ -133,8 +135,9 @@ class L2L:
         label_u, accept, take = state.label[count_h:].float(), accept[count_h:], take[count_h:]
         target = state.proposal[count_h:] if config.rple.soft else label_u
         weight = config.train.unlabelled_weight
-        loss_u = (segmentation_loss(student.q[count_x:], target, accept) * take).mean()
-        loss_ug = (segmentation_loss(student.guided[count_x:], target, accept) * take).mean()
+        share = take / take.mean().clamp_min(1e-3)  # which samples count, not how much all of them do
+        loss_u = (segmentation_loss(student.q[count_x:], target, accept) * share).mean()
+        loss_ug = (segmentation_loss(student.guided[count_x:], target, accept) * share).mean()
         front = (accept * label_u).sum() / label_u.sum().clamp_min(1)
         return loss + weight * (loss_u + loss_ug), logs | {
             "loss_u": loss_u.item(), "loss_u_guided": loss_ug.item(), "accept_samples": float(take.mean()),
@@ -250,14 +253,16 @@ def make_folds(parts: Parts) -> list[Tensor]:
     images = parts.pool.image_of[torch.tensor([parts.pool.pairs_of[ref][0] for ref in refs.tolist()])]
     names = images.unique()
     share = parts.config.sesm.held_out
-    count = min(len(names), max(2, round(1 / share))) if share else 1
-    if count < 2:
+    if not share or len(names) < 2:
         return [refs]
+    # the few numbers of SESM and the policy need few labels, but two or three images are too few to go by
+    held = max(round(share * len(names)), min(LEAST_HELD_OUT, len(names) // 3), 1)
+    count = max(2, round(len(names) / held))
     order = torch.randperm(len(names), generator=generator(parts.config.train.seed, "folds"))
     if share > 0.5:  # one fold, the larger part
         cut = min(len(names) - 1, max(1, round(share * len(names))))
-        held = torch.isin(images, names[order[:cut]])
-        return [refs[held], refs[~held]]
+        out = torch.isin(images, names[order[:cut]])
+        return [refs[out], refs[~out]]
     fold_of = {int(name): place % count for place, name in enumerate(names[order].tolist())}
     folds = torch.tensor([fold_of[image] for image in images.tolist()])
     return [refs[folds == fold] for fold in range(count)]

@@ -1,9 +1,10 @@
 """Guidance: what the prior tells each stage of the segmenter.
 
 After the per-stage guidance of the same group's SAM3-Adapter, G_k = MLP_up(GELU(MLP_k(sum_j w_j F_j))) with MLP_up
-shared and w_j learned. Ours also sees the maps it is to pass on (the proposal, and what the guided answer starts from)
-and a token: mean feature under the latter, with each pixel's likeness to it. Nothing of what SESM fuses comes in: there
-Q has a say, Q is the answer on every picture known by heart, and the decoder would learn to copy it.
+shared and w_j learned. Ours also sees the maps it is to pass on (the proposal, and what the guided answer starts from),
+the prior's own score, and a token: mean feature under the latter map, with each pixel's likeness to it. Nothing of what
+SESM fuses comes in, and no reliability of its: Q has a say there, Q is the answer on every picture known by heart, and
+the decoder would learn to copy it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 
 class Guidance(nn.Module):
-    """Maps, reliability and token -> one addition per stage; nothing at all before training (MLP_up starts at zero).
+    """Maps, score and token -> one addition per stage; nothing at all before training (MLP_up starts at zero).
 
     Args:
         width: channels D of the segmenter's decoder maps.
@@ -33,14 +34,14 @@ class Guidance(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, maps: Sequence[Tensor], proposal: Tensor, base: Tensor, trust: Tensor) -> list[Tensor]:
+    def forward(self, maps: Sequence[Tensor], proposal: Tensor, base: Tensor, score: Tensor) -> list[Tensor]:
         """Guidance for each stage.
 
         Args:
             maps: the segmenter's maps, each (B, D, h_k, w_k), strides 4, 8, 16, 32.
             proposal: P in [0, 1], (B, h, w) at stride 4, 0 without a prior. base: what the guided answer starts from
                 (P, or Q without a prior), likewise.
-            trust: rho in [0, 1], (B,); 0 where there is no prior.
+            score: the prior's own, in [0, 1], (B,); 0 where there is no prior.
         """
         size = maps[1].shape[2:]
         share = self.mix.softmax(0)
@@ -50,7 +51,7 @@ class Guidance(nn.Module):
         where = F.interpolate(base[:, None], size=size, mode="area").to(mixed.dtype)
         token = (mixed * where).sum((2, 3)) / where.sum((2, 3)).clamp_min(1e-3)  # (B, D)
         alike = F.cosine_similarity(mixed, token[:, :, None, None], dim=1)[:, None]
-        pieces = torch.stack([proposal, base, trust[:, None, None].expand_as(base)], dim=1).to(mixed.dtype)
+        pieces = torch.stack([proposal, base, score[:, None, None].expand_as(base)], dim=1).to(mixed.dtype)
         bias = self.token(token)[:, :, None, None]
         guidance = []
         for k, one in enumerate(maps):
