@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from l2l.labelling.policy import FACTS, MAPS, AcceptancePolicy, State
+from l2l.labelling.policy import ACCEPT, FACTS, MAPS, AcceptancePolicy, State
 from l2l.labelling.rple import (
     Rple,
     bernoulli_entropy,
     coverage_shift,
+    divergence,
     exact_gradient,
     leave_one_out,
     policy_gradient,
@@ -314,9 +315,28 @@ def test_the_other_rules_accept_by_confidence() -> None:
     assert torch.equal(cells > 0, raw_cells.sigmoid() > 0.75) and torch.equal(samples > 0, raw_samples > 0)
 
 
-def test_the_policy_starts_as_a_threshold_on_confidence() -> None:
-    state = state_of(6)
-    cells, samples = AcceptancePolicy(words=6).eval()(state)
-    order = state.sure.flatten().argsort()
-    assert (cells.flatten()[order].diff() >= 0).all() and (cells[state.sure > 0.76] > 0).all()
-    assert torch.equal(samples.argsort(), state.facts[:, 0].argsort())
+def test_the_policy_starts_by_accepting() -> None:
+    cells, samples = AcceptancePolicy(words=6).eval()(state_of(6))
+    assert cells.eq(ACCEPT).all() and samples.eq(ACCEPT).all()
+
+
+@given(st.floats(-30, 30), st.floats(-5, 5))
+def test_divergence_is_that_of_torch(logit: float, reference: float) -> None:
+    from torch.distributions import Bernoulli, kl_divergence
+
+    found = divergence(torch.tensor([logit], dtype=torch.float64), reference)
+    one, other = (Bernoulli(logits=torch.tensor([x], dtype=torch.float64)) for x in (logit, reference))
+    assert torch.allclose(found, kl_divergence(one, other), atol=1e-6) and float(found) > -1e-9
+
+
+def test_what_earns_nothing_stays_accepted_and_what_costs_is_refused() -> None:
+    """The policy that maximises reward - temperature x divergence is sigma(its start + reward / temperature)."""
+    reward, temperature = torch.tensor([0.0, 0.2, -0.2, -0.6]), 0.1
+    logits = torch.full((4,), ACCEPT, requires_grad=True)
+    for _ in range(4000):
+        loss = (temperature * divergence(logits, ACCEPT) - logits.sigmoid() * reward).sum()
+        loss.backward()
+        with torch.no_grad():
+            logits -= 20 * logits.grad
+            logits.grad = None
+    assert torch.allclose(logits.detach(), ACCEPT + reward / temperature, atol=0.05)

@@ -160,7 +160,7 @@ ABLATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("reward: how right, not what is gained", ("rple.gain=false",)),
     ("reward from labels trained on", ("sesm.held_out=0", "rple.guard=false")),
     ("no reward from labels", ("rple.truth=0",)),
-    ("no agreement reward", ("rple.agreement=0",)),
+    ("with the agreement reward", ("rple.agreement=0.2",)),
     ("no one-step utility", ("rple.utility=0",)),
     ("K = 2 sampled actions", ("rple.samples=2",)),
     ("K = 4 sampled actions", ("rple.samples=4",)),

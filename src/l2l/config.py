@@ -143,13 +143,13 @@ class RpleConfig:
     """K, sampled actions per pseudo-label."""
     wrong: float = 3.0
     """lambda, what a surely wrong pixel costs when a surely right one earns 1; 3 makes an unsure one worth nothing."""
-    agreement: float = 0.2
-    """Weight of the agreement reward on unlabelled pairs."""
+    agreement: float = 0.0
+    """Weight of the agreement reward on unlabelled pairs; off, since it pays for what the model knows already."""
     utility: float = 0.1
     """Weight of the one-step utility on unlabelled pairs."""
-    entropy: float = 0.1
-    """Temperature: weight of the policy's entropy at the start, in units of the reward."""
-    entropy_end: float = 0.03
+    temperature: float = 0.1
+    """Weight of the policy's divergence from accepting everything, at the start, in units of the reward."""
+    temperature_end: float = 0.03
     """The same at `sesm.release`; it falls on a line in between."""
     samples_low: float = 0.8
     """Least mean acceptance of samples."""

@@ -41,7 +41,7 @@ TRAINING = (
     ("Reward", (
         ("reward", "held-out", "blue", "-"), ("reward_spread", "spread", "sky", "--"),
         ("reward_agreement", "agreement", "purple", "-"), ("utility", "utility", "orange", "-"))),
-    ("Entropy of the policy, nats per decision", (("policy_entropy", "entropy", "purple", "-"),)),
+    ("Policy: divergence from accepting, nats per decision", (("policy_divergence", "divergence", "purple", "-"),)),
     ("Voices in the fused proposal", (
         ("weight_prior", "prior", "grey", "-"), ("weight_model", "model Q", "blue", "--"),
         ("weight_guided", "guided answer M", "red", "-."))),

@@ -1,6 +1,6 @@
 """The acceptance policy pi(a|s): one Bernoulli for each stride-4 cell of a pseudo-label and one for the sample.
 
-It starts as a soft threshold on confidence and on the expected IoU of the label, and learns what to add.
+It starts by accepting nearly everything, and learns what to refuse.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2l.labelling.reward import boundary
-from l2l.labelling.sesm import PACE, soft_iou, to_logit
+from l2l.labelling.sesm import soft_iou, to_logit
 from l2l.model.network import Answer
 from l2l.proposals.proposal import Proposals
 
@@ -46,6 +46,8 @@ class State:
         return State(self.maps[rows], self.facts[rows], self.sentence[rows], self.label[rows])
 
 
+ACCEPT = 3.0  # logit of acceptance where nothing has been learned: 0.95
+PACE = 4.0  # in front of what is learned: a run is a few hundred of Adam's steps, each of a fixed small size
 MAPS = 7
 FACTS = 10
 VOICES = 4  # the first maps: fused proposal, model, model on the strong view, prior
@@ -111,14 +113,10 @@ class AcceptancePolicy(nn.Module):
         for last in (self.pixel, self.sample[-1]):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-        self.start = nn.Parameter(torch.tensor([3.0, 4.0]))  # slopes of the two thresholds it starts from
 
     def forward(self, state: State) -> tuple[Tensor, Tensor]:
         """Logits of pi: (B, h, w) for the cells, (B,) for the samples."""
         facts = torch.cat([state.facts, F.dropout(torch.tanh(self.told(state.sentence)), 0.5, self.training)], dim=1)
         hidden = F.gelu(self.inward(state.maps) + self.globals(facts)[:, :, None, None])
-        cells = PACE * self.pixel(torch.cat([hidden, state.maps[:, :VOICES]], dim=1))[:, 0]
-        cells = cells + self.start[0] * (2 * state.sure - 1.5)
-        expected = (2 * state.facts[:, 0]).sigmoid()
-        sample = PACE * self.sample(facts)[:, 0] + self.start[1] * (expected - 0.5)
-        return cells, sample
+        cells = ACCEPT + PACE * self.pixel(torch.cat([hidden, state.maps[:, :VOICES]], dim=1))[:, 0]
+        return cells, ACCEPT + PACE * self.sample(facts)[:, 0]

@@ -136,6 +136,12 @@ def mended(answer: Answer, regions: Tensor) -> Answer:
     return dataclasses.replace(answer, proposal=mend(answer.proposal, regions))
 
 
+def divergence(logits: Tensor, reference: float) -> Tensor:
+    """KL divergence in nats of Bernoulli variables from one whose logit is `reference`, elementwise."""
+    start = F.softplus(logits.new_tensor(reference))
+    return start - reference * logits.sigmoid() - bernoulli_entropy(logits)
+
+
 class Rple(nn.Module):
     """The policy with its coverage bands: judges pseudo-labels in training, decides about them afterwards.
 

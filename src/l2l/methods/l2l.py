@@ -21,7 +21,7 @@ from l2l.data.augment import strong_view
 from l2l.data.streams import generator
 from l2l.errors import InputError
 from l2l.labelling.guard import DriftGuard, Evidence
-from l2l.labelling.policy import AcceptancePolicy, State, observe
+from l2l.labelling.policy import ACCEPT, AcceptancePolicy, State, observe
 from l2l.labelling.reward import (
     agreement_reward,
     gain_reward,
@@ -30,7 +30,7 @@ from l2l.labelling.reward import (
     utility_reward,
     weights,
 )
-from l2l.labelling.rple import Rple, bernoulli_entropy, exact_gradient, mended, policy_gradient
+from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
 from l2l.labelling.sesm import BOTH
 from l2l.model.network import Answer
 from l2l.proposals.regions import in_view, region_bank
@@ -222,14 +222,14 @@ class L2L:
                     cells[count:], samples[count:], blind, count=config.samples, generator=rng
                 ).loss
             logs |= {"reward_agreement": float(agree.sum((1, 2)).mean()), "utility": float(useful.sum((1, 2)).mean())}
-        # Entropy in the reward's own units (each cell by its weight): the best policy is then sigma(expected reward /
-        # temperature), so its logits rank cells and samples by what they are worth instead of running off to 0 and 1.
+        # Kept near the policy that accepts, in the reward's own units (each cell by its weight): the best policy is
+        # then sigma(its logit + expected reward / temperature). What earns nothing stays accepted; refusing has to pay.
         run = self.parts.config
         done = min(1.0, step / (run.sesm.release * run.train.steps))
-        temperature = config.entropy * (1 - done) + config.entropy_end * done
-        spread = (weights(state.label) * bernoulli_entropy(cells)).sum((1, 2)).mean()
-        spread = spread + bernoulli_entropy(samples).mean()
-        return loss - temperature * spread, logs | {"policy_entropy": spread.item() / 2}
+        temperature = config.temperature * (1 - done) + config.temperature_end * done
+        apart = (weights(state.label) * divergence(cells, ACCEPT)).sum((1, 2)).mean()
+        apart = apart + divergence(samples, ACCEPT).mean()
+        return loss + temperature * apart, logs | {"policy_divergence": apart.item() / 2}
 
 
 def make_rple(config: Config, *, honest: bool = True, refs: int = 0, labels: int = 0) -> Rple:
