@@ -1,10 +1,12 @@
 """One run on a world of drawn scenes that the benchmark does not report (`scenes_seed` 1): where settings are tried.
 
-    python benchmarks/trial.py NAME METHOD [--steps 300] [--rate 0.05] [--seed 0] [--prior 0.6] [--oracle] [--set A.B=C]
+    python benchmarks/trial.py NAME METHOD [--steps 300] [--rate 0.05] [--seed 0] [--prior 0.6] [--oracle]
+                               [--snapshot 240] [--set A.B=C]
 
 Writes OUT/NAME.log: the yardsticks of the pseudo-labels as the run goes, and val mIoU and P@0.5 with the prior, without
 it and of the prior alone. `--oracle` lets the truth decide what L2L accepts (exactly the right cells): what any rule of
-acceptance could win at most. Not a method: it looks at what nobody may see.
+acceptance could win at most. Not a method: it looks at what nobody may see. `--snapshot STEP` keeps what all voices say
+after that step, of 2,400 pairs of the pool and of all labelled ones, in OUT/NAME.pt for `benchmarks/fusions.py`.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from l2l.data.read import DataSet
 from l2l.evaluate import answers_and_rho, prepare_split, prior_answers, score_pairs
 from l2l.labelling.policy import State
 from l2l.labelling.rple import Rple
+from l2l.methods.l2l import L2L
 from l2l.metrics import summarise
 from l2l.priors.make import make_priors
 from l2l.proposals.bank import PriorBank
 from l2l.training.loop import Run, train_step
-from l2l.training.pool import Pool
+from l2l.training.pool import Pool, normalise
 from l2l.training.prepare import Prepared, prepare, read_data
 from l2l.training.probe import Probe, measure
 
@@ -82,6 +85,39 @@ def let_truth_decide(run: Run, prepared: Prepared) -> None:
     rple.accept = accept  # type: ignore[method-assign]
 
 
+@torch.no_grad()
+def snapshot(run: Run, prepared: Prepared, path: Path) -> None:
+    """What P, Q and M say of pairs of the pool, of the held-out labels and of those that are learned from."""
+    assert isinstance(run.method, L2L)
+    parts, pool = run.parts, run.parts.pool
+    free = (~pool.labelled[pool.ref_of]).nonzero()[:, 0]
+    free = free[torch.randperm(len(free), generator=torch.Generator().manual_seed(0))[:2400]]
+    seen, held = run.method.fold_at(run.step)
+    rows = {"pool": free} | {
+        name: torch.tensor([row for ref in refs.tolist() for row in pool.pairs_of[ref]])
+        for name, refs in (("held", held), ("seen", seen))
+    }
+    parts.teacher.eval()
+    kept: dict[str, dict[str, Tensor]] = {}
+    for name, own in rows.items():
+        pieces: dict[str, list[Tensor]] = {}
+        for some in own.split(32):
+            batch = pool.batch(some)
+            with parts.autocast():
+                answer = parts.teacher(normalise(batch.image), batch.tokens, batch.proposals)
+            elevated, given = answer.elevated, batch.proposals
+            assert elevated is not None and answer.guided is not None
+            found = {
+                "prior": given.soft, "score": given.score, "present": given.present, "model": answer.q,
+                "guided": answer.guided, "fused": elevated.fused, "rho": elevated.rho, "expected": elevated.score,
+                "weights": elevated.weights, "truth": (prepared.truth + pool.masks)[pool.ref_of[some]].float() / 255,
+            }  # fmt: skip
+            for key, value in found.items():
+                pieces.setdefault(key, []).append(value.float())
+        kept[name] = {key: torch.cat(values) for key, values in pieces.items()}
+    torch.save(kept, path)
+
+
 def validation(config: Config, prepared: Prepared, args: argparse.Namespace) -> tuple[Pool, PriorBank | None]:
     """Pictures of a third world, many of them: on the 800 pairs of a benchmark's val two points are noise."""
     data = read_data(dataclasses.replace(config.data, scenes_seed=2, scenes_count=args.val))
@@ -101,6 +137,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prior", default="0.6", help="accuracy of a simulated one, grounder, or none")
     parser.add_argument("--val", type=int, default=600, help="pictures to measure on")
+    parser.add_argument("--snapshot", type=int, default=0, help="keep what all voices say after this step")
     parser.add_argument("--oracle", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
@@ -121,6 +158,8 @@ def main() -> None:
         say(" ".join(sys.argv[1:]))
         while run.step < config.train.steps:
             train_step(run)
+            if run.step == args.snapshot:
+                snapshot(run, prepared, args.out / f"{args.name}.pt")
             for event in run.parts.events:
                 say({"step": run.step, "event": event})
             run.parts.events.clear()
