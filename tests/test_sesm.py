@@ -115,7 +115,7 @@ def test_the_decoder_teaches_guidance_alone() -> None:
 def test_held_out_labels_teach_the_rest() -> None:
     sesm, known = stirred(), (proposals(), noise(), noise(1))
     assert reached(sesm, elevate(sesm, *known).fused.square().sum()) == {"pool"}
-    for part, name in (("rho", "trust"), ("kappa", "own"), ("score", "expect")):
+    for part, name in (("rho", "trust"), ("kappa", "own"), ("alone", "alone"), ("score", "expect")):
         assert reached(sesm, getattr(elevate(sesm, *known), part).sum()) == {name}
 
 

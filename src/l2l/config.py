@@ -151,10 +151,10 @@ class RpleConfig:
     """Weight of the policy's divergence from accepting everything, at the start, in units of the reward."""
     temperature_end: float = 0.03
     """The same at `sesm.release`; it falls on a line in between."""
-    samples_low: float = 0.8
+    samples_low: float = 0.3
     """Least mean acceptance of samples."""
-    samples_high: float = 0.98
-    """Greatest mean acceptance of samples."""
+    samples_high: float = 0.6
+    """Greatest mean acceptance of samples: the policy has to choose those that teach most."""
     front_low: float = 0.8
     """Least mean acceptance of foreground cells."""
     front_high: float = 0.98

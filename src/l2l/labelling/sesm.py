@@ -44,6 +44,8 @@ class Elevated:
     """Logits (B,), as `Heard` has them."""
     kappa: Tensor
     """Logits (B,) of the model's own reliability: the expected IoU of Q with the truth."""
+    alone: Tensor
+    """Logits (B,): the same, as it is where no prior is at hand to compare with."""
     score: Tensor
     """Logits (B,) of the expected IoU of the fused proposal."""
     weights: Tensor
@@ -125,7 +127,8 @@ class SESM(nn.Module):
         self.fuses, self.guides, self.weighs = fuses, guides, weighs
         self.register_buffer("voice", torch.tensor(BOTH))
         self.trust = Judge(1.0, 0.0, 0.0)  # rho: the prior's own score, and how far Q agrees
-        self.own = Judge(0.0, 0.0, 0.0, 0.0)  # kappa
+        self.own = Judge(0.0, 0.0, 0.0, 0.0)  # kappa beside a prior
+        self.alone = Judge(0.0, 0.0)  # kappa without one
         self.expect = Judge(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # score
         # weights of P, Q, M, and a bias, each a slope in the log odds of rho and a constant
         self.pool = nn.ModuleList(Judge(*one) for one in ((0.5, 0.0), (0.0, 0.0), (0.0, 0.75), (0.0, 0.0)))
@@ -167,23 +170,25 @@ class SESM(nn.Module):
         known = (rho.detach() * here).clamp(-4, 4)
         weights = torch.stack([judge(known[:, None]) for judge in self.pool], dim=1)  # (B, 4)
         if not self.weighs:
-            weights = torch.tensor([0.0, 0.0, 1.0, 0.0], device=q.device).expand_as(weights)
-        alone = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], device=q.device)
-        weights = torch.where(here[:, None] > 0, weights, alone[2])  # without a prior: M, which then starts from Q
+            weights = torch.eye(4, device=q.device)[2].expand_as(weights)
+        only = torch.eye(4, device=q.device)
+        weights = torch.where(here[:, None] > 0, weights, only[2])  # without a prior: M, which then starts from Q
         if voice != BOTH:
-            weights = torch.where(((here > 0) & (voice == PRIOR))[:, None], alone[0], alone[1])
+            weights = torch.where(((here > 0) & (voice == PRIOR))[:, None], only[0], only[1])
         share = weights[:, :, None, None]
         fused = share[:, 0] * log_prior + share[:, 1] * q + share[:, 2] * guided + share[:, 3]
 
         alike = agreement(soft, model) * here
         kappa = self.own(torch.stack([fill(model), alike, known * alike / 2], dim=1))
+        alone = self.alone(fill(model)[:, None])
+        kappa = torch.where(proposals.present, kappa, alone)
         answer = fused.detach().sigmoid()
         like_prior, like_model = agreement(soft, answer) * here, agreement(model, answer)
         score = self.expect(torch.stack([fill(answer), known, like_prior, known * like_prior / 2, like_model], dim=1))
         if voice != BOTH:
             score = torch.where((here > 0) & (voice == PRIOR), rho, kappa)
-        return Elevated(fused, rho, kappa, score, weights)
+        return Elevated(fused, rho, kappa, alone, score, weights)
 
     def ridge(self) -> Tensor:
         """How far the judges have moved from where they started, squared."""
-        return torch.stack([one.ridge() for one in (self.trust, self.own, self.expect, *self.pool)]).sum()
+        return torch.stack([one.ridge() for one in (self.trust, self.own, self.alone, self.expect, *self.pool)]).sum()

@@ -173,7 +173,8 @@ class L2L:
         iou_prior, iou_model = hard_iou(h.proposals.soft > 0.5, y), hard_iou(q > 0, y)
         iou_fused = hard_iou(elevated.fused > 0, y)
         loss_rho = reliability_loss(elevated.rho, iou_prior, here)
-        loss_kappa = reliability_loss(elevated.kappa, iou_model, everywhere)
+        loss_kappa = reliability_loss(elevated.kappa, iou_model, here)
+        loss_kappa = loss_kappa + reliability_loss(elevated.alone, iou_model, everywhere)
         loss_score = reliability_loss(elevated.score, iou_fused, everywhere)
         prior = float((iou_prior * here).sum() / here.sum()) if here.any() else math.nan
         ridge = self.parts.config.sesm.ridge * sesm.ridge()

@@ -104,6 +104,7 @@ def threshold_precision(confidence: Tensor, label: Tensor, truth: Tensor, covera
 def measure(judged: Judged, truth: Tensor) -> dict[str, float]:
     """The yardsticks. truth: bool (N, h, w).
 
+    `precision_front_60` is that of the surest 60 % of the foreground, by confidence x expected IoU of the sample.
     `precision_at_own_coverage` ranks the cells by the policy and cuts where its mean acceptance lies, so that it meets
     `threshold_best` (the best of three fixed confidence thresholds, picked with hindsight) at the same coverage.
     """
@@ -133,6 +134,9 @@ def measure(judged: Judged, truth: Tensor) -> dict[str, float]:
         "precision_front": float((accepted * front * truth).sum() / (accepted * front).sum().clamp_min(1e-6)),
         "precision_front_all": float((front * truth).sum() / front.sum().clamp_min(1)),
         "precision_at_own_coverage": threshold_precision(accepted, label, truth, coverage),
+        "precision_front_60": threshold_precision(
+            judged.fused * judged.expected[:, None, None], label, truth, 0.6
+        ),
         "threshold_best": max(rivals.values()),
         **{f"threshold_{name}": value for name, value in rivals.items()},
     }
