@@ -47,9 +47,7 @@ def configure(args: argparse.Namespace, out: Path) -> Config:
         if not store.exists():
             make_prior(read_data(config.data), store, args.prior)
         config = config.replace("data", prior=str(store))
-    for assignment in args.set:
-        config = config.override(assignment)
-    return config
+    return config.override(*args.set)
 
 
 def make_prior(data: DataSet, store: Path, which: str) -> None:

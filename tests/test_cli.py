@@ -239,8 +239,7 @@ def test_a_share_of_scenes_is_unlabelled(tmp_path: Path) -> None:
 def test_demo_in_small(tmp_path: Path) -> None:
     pytest.importorskip("l2l.report")
     config = Config().replace("data", scenes_count=20, rate=0.2, height=64, width=64)
-    for assignment in settings()[3::2]:
-        config = config.override(assignment)
+    config = config.override(*settings()[3::2])
     said: list[str] = []
     page = demo(tmp_path / "demo", 3, config=config, source="simulated", say=said.append)
     assert page.is_file()

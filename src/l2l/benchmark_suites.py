@@ -179,9 +179,7 @@ def _ablations() -> tuple[Cell, ...]:
     """L2L at 1 % and 5 % of the labels with one thing changed."""
     cells = []
     for row, changes in ABLATIONS:
-        config = SCENES.replace("train", method="l2l")
-        for change in changes:
-            config = config.override(change)
+        config = SCENES.replace("train", method="l2l").override(*changes)
         for rate in (0.01, 0.05):
             own = config.replace("data", rate=rate)
             cells += [Cell("ablations", row, percent(rate), seed, own.replace("train", seed=seed)) for seed in SEEDS]

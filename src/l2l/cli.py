@@ -320,9 +320,7 @@ def configure(args: argparse.Namespace) -> Config:
     train = {"seed": args.seed, "steps": args.steps, "device": args.device}
     config = config.replace("data", **{name: value for name, value in data.items() if value is not None})
     config = config.replace("train", **{name: value for name, value in train.items() if value is not None})
-    for assignment in [*([f"train.method={args.method}"] if args.method else []), *args.set]:
-        config = config.override(assignment)
-    return config
+    return config.override(*([f"train.method={args.method}"] if args.method else []), *args.set)
 
 
 def check_device(name: str) -> None:

@@ -304,21 +304,27 @@ class Config:
         """The same configuration with some settings of one section changed."""
         return dataclasses.replace(self, **{section: dataclasses.replace(getattr(self, section), **changes)})
 
-    def override(self, assignment: str) -> Config:
-        """Apply one `section.setting=value` of the command line.
+    def override(self, *assignments: str) -> Config:
+        """Apply `section.setting=value`s of the command line, those of a section together.
 
         Raises:
-            InputError: naming the settings there are, if this one is not among them or the value does not fit.
+            InputError: naming the settings there are, if one is not among them or a value does not fit.
         """
-        name, equals, text = assignment.partition("=")
-        section, dot, setting = name.partition(".")
         kinds = _hints(type(self))
-        if not equals or not dot or section not in kinds:
-            raise InputError(f"--set {assignment}: write section.setting=value with a section of {', '.join(kinds)}")
-        settings = _hints(kinds[section])
-        if setting not in settings:
-            raise InputError(f"--set {assignment}: {section} has {', '.join(settings)}")
-        return self.replace(section, **{setting: _parse(text, settings[setting], assignment)})
+        changes: dict[str, dict[str, Any]] = {}
+        for assignment in assignments:
+            name, equals, text = assignment.partition("=")
+            section, dot, setting = name.partition(".")
+            if not equals or not dot or section not in kinds:
+                raise InputError(f"--set {assignment}: write section.setting=value with a section of {', '.join(kinds)}")
+            settings = _hints(kinds[section])
+            if setting not in settings:
+                raise InputError(f"--set {assignment}: {section} has {', '.join(settings)}")
+            changes.setdefault(section, {})[setting] = _parse(text, settings[setting], assignment)
+        changed = self
+        for section, values in changes.items():
+            changed = changed.replace(section, **values)
+        return changed
 
 
 def _hints(kind: type) -> dict[str, Any]:
