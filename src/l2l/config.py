@@ -316,7 +316,8 @@ class Config:
             name, equals, text = assignment.partition("=")
             section, dot, setting = name.partition(".")
             if not equals or not dot or section not in kinds:
-                raise InputError(f"--set {assignment}: write section.setting=value with a section of {', '.join(kinds)}")
+                known = ", ".join(kinds)
+                raise InputError(f"--set {assignment}: write section.setting=value with a section of {known}")
             settings = _hints(kinds[section])
             if setting not in settings:
                 raise InputError(f"--set {assignment}: {section} has {', '.join(settings)}")
