@@ -127,7 +127,7 @@ def test_an_answer_is_drawn_to_the_region_it_must_have_meant() -> None:
     assert (mended - share).abs().mean() < (ragged.sigmoid() - share).abs().mean() / 2 and mended[0, 3, 5] > 0.9
     speck = torch.full_like(ragged, -4.0)
     speck[:, 0, 0] = 2.0  # like no region: left alone, but for being smoothed
-    assert (mend(speck, maps).sigmoid() - speck.sigmoid()).abs().mean() < 0.02
+    assert (mend(speck, maps).sigmoid() - speck.sigmoid()).abs().mean() < 0.03
     assert mend(torch.full_like(ragged, -20.0), maps).isfinite().all()
 
 

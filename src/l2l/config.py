@@ -93,7 +93,7 @@ class SesmConfig:
     """How SESM learns."""
 
     held_out: float = 0.1
-    """Share of the labelled images the segmenter does not see (at least 4 images, where that is no more than a third):
+    """Share of the labelled images the segmenter does not see (at least 2 images, where that is no more than a third):
     SESM and the policy learn from them. Ablation: with 0 they learn from images that the segmenter has been trained
     on."""
     use: bool = True
@@ -102,8 +102,9 @@ class SesmConfig:
     """Ablation: without, nothing of the prior reaches the segmenter."""
     weigh: bool = True
     """Ablation: without, the fused proposal is the guided answer, whatever held-out labels say."""
-    ridge: float = 0.03
-    """Weight of the squared distance that SESM's numbers have moved from where they start."""
+    ridge: float = 1.0
+    """Weight of the squared distance that SESM's numbers have moved from where they start, in held-out referents: it
+    counts as much as the loss of so many of them."""
     regions: bool = True
     """Pseudo-labels are mended with the regions of their pictures."""
     rotate: int = 0

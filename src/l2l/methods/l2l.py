@@ -38,7 +38,7 @@ from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
 from l2l.training.parts import Parts
 from l2l.training.pool import Batch, joined, normalise
 
-LEAST_HELD_OUT = 4  # images, where that is no more than a third of them
+LEAST_HELD_OUT = 2  # images, where that is no more than a third of them
 
 
 class L2L:
@@ -177,7 +177,7 @@ class L2L:
         loss_kappa = loss_kappa + reliability_loss(elevated.alone, iou_model, everywhere)
         loss_score = reliability_loss(elevated.score, iou_fused, everywhere)
         prior = float((iou_prior * here).sum() / here.sum()) if here.any() else math.nan
-        ridge = self.parts.config.sesm.ridge * sesm.ridge()
+        ridge = self.parts.config.sesm.ridge / len(self.folds[0]) * sesm.ridge()  # what few labels say weighs less
         return loss_fused + loss_rho + loss_kappa + loss_score + ridge, {
             "loss_fused": loss_fused.item(), "loss_rho": loss_rho.item(), "loss_kappa": loss_kappa.item(),
             "held_out_prior": prior, "held_out_model": float(iou_model.mean()),
@@ -256,7 +256,7 @@ def make_folds(parts: Parts) -> list[Tensor]:
     share = parts.config.sesm.held_out
     if not share or len(names) < 2:
         return [refs]
-    # the few numbers of SESM and the policy need few labels, but two or three images are too few to go by
+    # the few numbers of SESM and the policy need few labels, but one image is too little to go by
     held = max(round(share * len(names)), min(LEAST_HELD_OUT, len(names) // 3), 1)
     count = max(2, round(len(names) / held))
     order = torch.randperm(len(names), generator=generator(parts.config.train.seed, "folds"))

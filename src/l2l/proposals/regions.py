@@ -135,7 +135,7 @@ def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps.float(), size=size, mode="nearest").long()
 
 
-def mend(logits: Tensor, maps: Tensor, *, least: float = 0.4) -> Tensor:
+def mend(logits: Tensor, maps: Tensor, *, least: float = 0.2) -> Tensor:
     """An answer drawn towards the region it must have meant, as far as there is one.
 
     A soft relative of SemiRES's IOM: the region with the greatest soft IoU with the answer takes its place by
@@ -154,8 +154,8 @@ def mend(logits: Tensor, maps: Tensor, *, least: float = 0.4) -> Tensor:
     rows, regions = torch.arange(len(maps), device=maps.device), iou.shape[2]
     region = (maps[rows, best // regions] == (best % regions)[:, None, None]).to(p)
     trust = torch.sigmoid((fit - least) / 0.05)[:, None, None]
-    drawn = F.avg_pool2d((trust * (0.03 + 0.94 * region) + (1 - trust) * p)[:, None], 2)[:, 0]
-    return torch.logit(drawn, eps=1e-3)
+    drawn = F.avg_pool2d((trust * region + (1 - trust) * p)[:, None], 2)[:, 0]
+    return torch.logit(drawn, eps=2e-3)  # a floor of 0.03, say, adds up to another object over a whole background
 
 
 def _region_boxes(maps: Tensor) -> Tensor:
