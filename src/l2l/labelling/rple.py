@@ -130,10 +130,10 @@ def bernoulli_entropy(logits: Tensor) -> Tensor:
     return F.softplus(logits) - logits * logits.sigmoid()
 
 
-def mended(answer: Answer, regions: Tensor) -> Answer:
+def mended(answer: Answer, regions: Tensor, least: Tensor) -> Answer:
     """An answer whose pseudo-label is mended with regions (B, scales, 2h, 2w), see `proposals.regions.mend`."""
     assert answer.proposal is not None
-    return dataclasses.replace(answer, proposal=mend(answer.proposal, regions))
+    return dataclasses.replace(answer, proposal=mend(answer.proposal, regions, least=least))
 
 
 def divergence(logits: Tensor, reference: float) -> Tensor:

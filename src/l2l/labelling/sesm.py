@@ -132,7 +132,14 @@ class SESM(nn.Module):
         self.expect = Judge(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # score
         # weights of P, Q, M, and a bias, each a slope in the log odds of rho and a constant
         self.pool = nn.ModuleList(Judge(*one) for one in ((0.5, 0.0), (0.0, 0.0), (0.0, 0.75), (0.0, 0.0)))
+        self.commit = Judge(0.3)  # least
         self.guide = Guidance(width=width)
+
+    @property
+    def least(self) -> Tensor:
+        """Soft IoU of a label with a region from which it is worth committing to the region; a scalar. It falls where
+        regions are objects and rises where they are not: held-out labels say which."""
+        return self.commit(self.commit.moved.new_zeros(1, 0))[0]
 
     def reliability(self, proposals: Proposals, q: Tensor) -> Tensor:
         """rho, logits (B,): what the prior says of itself, corrected by what held-out labels say of such scores and by
@@ -191,4 +198,5 @@ class SESM(nn.Module):
 
     def ridge(self) -> Tensor:
         """How far the judges have moved from where they started, squared."""
-        return torch.stack([one.ridge() for one in (self.trust, self.own, self.alone, self.expect, *self.pool)]).sum()
+        judges = (one for one in self.modules() if isinstance(one, Judge))
+        return torch.stack([one.ridge() for one in judges]).sum()

@@ -31,9 +31,9 @@ from l2l.labelling.reward import (
     weights,
 )
 from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
-from l2l.labelling.sesm import BOTH
+from l2l.labelling.sesm import BOTH, soft_iou
 from l2l.model.network import Answer
-from l2l.proposals.regions import in_view, region_bank
+from l2l.proposals.regions import in_view, mend, region_bank
 from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
 from l2l.training.parts import Parts
 from l2l.training.pool import Batch, joined, normalise
@@ -115,14 +115,16 @@ class L2L:
 
         strong = strong_h if alone else torch.cat([strong_h, student.q[count_x:].detach()])
         assert teacher.elevated is not None
+        plain, regions = teacher, None
         if self.regions is not None:
-            teacher = mended(teacher, self._regions("held out", step, h) if alone else torch.cat([
-                self._regions("held out", step, h), self._regions("unlabelled", step, u)]))  # fmt: skip
+            shown = [("held out", h)] if alone else [("held out", h), ("unlabelled", u)]
+            regions = torch.cat([self._regions(name, step, batch) for name, batch in shown])
+            teacher = mended(teacher, regions, parts.teacher.sesm.least.detach())
         state = observe(teacher, both.proposals, strong, both.image)
         cells, samples = self.extra.judge(state, remember=slice(None) if alone else slice(count_h, None))
         accept, take = self.extra.accept(state, cells.detach(), samples.detach())
         if learning:
-            loss_sesm, told = self._sesm_loss(h, teacher)
+            loss_sesm, told = self._sesm_loss(h, plain, regions)
             loss_policy, rewards = self._policy_loss(step, h, u, state, cells, samples, teacher, alone)
             loss, logs = loss + loss_sesm + loss_policy, logs | told | rewards
             precision = accepted_precision(accept[:count_h], take[:count_h], state.label[:count_h], h.mask > 0.5)
@@ -162,8 +164,8 @@ class L2L:
         maps = self.regions[parts.pool.image_of[batch.rows]].to(soft.device)
         return in_view(maps, view, (2 * soft.shape[1], 2 * soft.shape[2]))
 
-    def _sesm_loss(self, h: Batch, teacher: Answer) -> tuple[Tensor, dict[str, float]]:
-        """SESM on labels the segmenter has not seen; nothing flows back into what it fuses."""
+    def _sesm_loss(self, h: Batch, teacher: Answer, regions: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+        """SESM on labels the segmenter has not seen; nothing flows back into what it fuses. `regions`: h's first."""
         sesm, q, guided = self.parts.network.sesm, teacher.q[: len(h.rows)], teacher.guided
         assert h.mask is not None and guided is not None
         elevated = sesm.fuse(sesm.reliability(h.proposals, q), h.proposals, q, guided[: len(h.rows)], voice=BOTH)
@@ -178,10 +180,14 @@ class L2L:
         loss_score = reliability_loss(elevated.score, iou_fused, everywhere)
         prior = float((iou_prior * here).sum() / here.sum()) if here.any() else math.nan
         ridge = self.parts.config.sesm.ridge / len(self.folds[0]) * sesm.ridge()  # what few labels say weighs less
-        return loss_fused + loss_rho + loss_kappa + loss_score + ridge, {
+        loss_commit = ridge.new_zeros(())
+        if regions is not None:  # whether to commit is a question about IoU: cross-entropy would rather stay in doubt
+            committed = mend(elevated.fused.detach(), regions[: len(y)], least=sesm.least)
+            loss_commit = (1 - soft_iou(committed.sigmoid(), h.mask)).mean()
+        return loss_fused + loss_rho + loss_kappa + loss_score + loss_commit + ridge, {
             "loss_fused": loss_fused.item(), "loss_rho": loss_rho.item(), "loss_kappa": loss_kappa.item(),
             "held_out_prior": prior, "held_out_model": float(iou_model.mean()),
-            "held_out_fused": float(iou_fused.mean()),
+            "held_out_fused": float(iou_fused.mean()), "least": float(sesm.least),
         }  # fmt: skip
 
     def _policy_loss(

@@ -135,26 +135,28 @@ def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps.float(), size=size, mode="nearest").long()
 
 
-def mend(logits: Tensor, maps: Tensor, *, least: float = 0.2) -> Tensor:
-    """An answer drawn towards the region it must have meant, as far as there is one.
+def mend(logits: Tensor, maps: Tensor, *, least: Tensor | float = 0.3) -> Tensor:
+    """An answer that commits to the region it must have meant, as far as there is one.
 
     A soft relative of SemiRES's IOM: the region with the greatest soft IoU with the answer takes its place by
     sigmoid((IoU - `least`) / 0.05); what no region resembles stays as it is.
 
     Args:
         logits: (B, h, w). maps: integers (B, scales, 2h, 2w), regions, 0 for none.
+        least: a number, or a scalar that gets a gradient.
 
     Returns:
         Logits (B, h, w).
     """
-    p = F.interpolate(logits.float()[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0].sigmoid()
-    inside, sizes = region_counts(maps, p)
-    iou = inside / (p.sum((1, 2))[:, None, None] + sizes - inside).clamp_min(1)
+    p = logits.float().sigmoid()
+    fine = F.interpolate(logits.float()[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0].sigmoid()
+    inside, sizes = region_counts(maps, fine)
+    iou = inside / (fine.sum((1, 2))[:, None, None] + sizes - inside).clamp_min(1)
     fit, best = iou.flatten(1).max(1)
     rows, regions = torch.arange(len(maps), device=maps.device), iou.shape[2]
     region = (maps[rows, best // regions] == (best % regions)[:, None, None]).to(p)
     trust = torch.sigmoid((fit - least) / 0.05)[:, None, None]
-    drawn = F.avg_pool2d((trust * region + (1 - trust) * p)[:, None], 2)[:, 0]
+    drawn = trust * F.avg_pool2d(region[:, None], 2)[:, 0] + (1 - trust) * p
     return torch.logit(drawn, eps=2e-3)  # a floor of 0.03, say, adds up to another object over a whole background
 
 
