@@ -149,7 +149,8 @@ class RpleConfig:
     utility: float = 0.1
     """Weight of the one-step utility on unlabelled pairs."""
     temperature: float = 0.1
-    """Weight of the policy's divergence from accepting everything, at the start, in units of the reward."""
+    """Weight of the policy's divergence from accepting everything, at the start, in units of the reward, with 32
+    held-out referents; with half as many it is twice as large."""
     temperature_end: float = 0.03
     """The same at `sesm.release`; it falls on a line in between."""
     samples_low: float = 0.3

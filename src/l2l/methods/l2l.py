@@ -38,6 +38,7 @@ from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
 from l2l.training.parts import Parts
 from l2l.training.pool import Batch, joined, normalise
 
+USUAL = 32  # held-out referents for which the policy's temperature is meant
 LEAST_HELD_OUT = 2  # images, where that is no more than a third of them
 
 
@@ -234,6 +235,7 @@ class L2L:
         run = self.parts.config
         done = min(1.0, step / (run.sesm.release * run.train.steps))
         temperature = config.temperature * (1 - done) + config.temperature_end * done
+        temperature = temperature * USUAL / len(self.folds[0])  # what few labels say weighs less
         apart = (weights(state.label) * divergence(cells, ACCEPT)).sum((1, 2)).mean()
         apart = apart + divergence(samples, ACCEPT).mean()
         return loss + temperature * apart, logs | {"policy_divergence": apart.item() / 2}
