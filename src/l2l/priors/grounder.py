@@ -48,7 +48,8 @@ class Grounder:
 
         file = weights or WEIGHTS
         tensors, about = load_tensors(file)
-        self.config = Config.from_json(about["config"]).replace("train", device=device)
+        shape = {part: about["config"][part] for part in ("data", "model")}  # how to train is no matter of the weights
+        self.config = Config.from_json(shape).replace("train", device=device)
         self.vocabulary = Vocabulary(tuple(about["vocabulary"]))
         self.network: Network = build_network(self.config, self.vocabulary)
         load_module(self.network.segmenter, "", {name: one.float() for name, one in tensors.items()}, file=file)
