@@ -318,3 +318,11 @@ def test_the_tight_box() -> None:
     assert box_of(mask) is None
     mask[2:5, 4:16] = True
     assert box_of(mask) == (0.2, 0.2, 0.8, 0.5)
+
+
+def test_the_shipped_grounder_still_points() -> None:
+    from l2l.priors.grounder import Grounder
+
+    samples = world_samples(3, 0)
+    found = Grounder().answer([(sample, sentence) for sample in samples for sentence in sample.sentences])
+    assert found and all(one.boxes and 0 <= one.score <= 1 for one in found)
