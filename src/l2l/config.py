@@ -93,15 +93,17 @@ class SesmConfig:
     """How SESM learns."""
 
     held_out: float = 0.1
-    """Share of the labelled images the segmenter does not see (at least 2 images, where that is no more than a third):
-    SESM and the policy learn from them. Ablation: with 0 they learn from images that the segmenter has been trained
-    on."""
+    """Share of the labelled images that the segmenter does not see before `release` (at least about 8 referents, where
+    that is no more than a third): SESM and the policy learn from them. Ablation: with 0 they learn from images that the
+    segmenter has been trained on."""
     use: bool = True
     """Ablation: without, the proposal is taken as it is, P where there is a prior and Q where there is none."""
     guidance: bool = True
     """Ablation: without, nothing of the prior reaches the segmenter."""
     weigh: bool = True
     """Ablation: without, the fused proposal is the guided answer, whatever held-out labels say."""
+    calibrate: bool = True
+    """The prior's reliability starts as what all labels say of its score. Ablation: without, as the score itself."""
     ridge: float = 1.0
     """Weight of the squared distance that SESM's numbers have moved from where they start, in held-out referents: it
     counts as much as the loss of so many of them."""
@@ -109,7 +111,7 @@ class SesmConfig:
     """Pseudo-labels are mended with the regions of their pictures."""
     rotate: int = 0
     """Steps after which another fold is held out; 0 keeps the first fold until `release`."""
-    release: float = 0.8
+    release: float = 0.4
     """Point of the run, in [0, 1], from which the segmenter sees all labels and SESM and the policy rest."""
     swap: float = 0.1
     """Share of labelled pairs that get the prior of another referent of the same picture."""
@@ -270,7 +272,7 @@ class Config:
             value.pop("rivals")
         else:
             value.pop("rple")
-            for name in ("held_out", "rotate", "release", "use", "guidance", "weigh", "ridge", "regions"):
+            for name in ("held_out", "rotate", "release", "use", "guidance", "weigh", "calibrate", "ridge", "regions"):
                 value["sesm"].pop(name)
         return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
 

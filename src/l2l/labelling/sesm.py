@@ -2,12 +2,13 @@
 
 Three voices speak of a pair: the proposal P, the model's own prediction Q, and the guided answer M (`model.network`),
 which starts as P and learns end to end when to depart from it. M is learned on pictures that the segmenter knows by
-heart, where Q is always right; so it trusts the prior too little elsewhere. SESM mends that with what held-out labels
+heart, where Q is always right; so it trusts the prior too little elsewhere. SESM mends that with what labels honestly
 say: the fused proposal is a log-linear pool of the voices (Heskes, "Selecting weighting factors in logarithmic opinion
-pools", NIPS 1997), the weights of which depend on the prior's reliability rho alone. It starts as a rule that needs no
-labels: rho is the prior's own score, and its log odds weigh the prior's voice beside M. A ridge makes each departure
-earn its place. Some twenty numbers in all, since a few dozen labels are all there is to learn them from: anything
-larger learned those by heart (docs/LOG.md).
+pools", NIPS 1997), the weights of which depend on the prior's reliability rho alone.
+- How good the prior is, *all* labels say, for it has learned from none of them: rho is its own score, calibrated on
+  them. From there SESM starts as a rule: rho's log odds weigh the prior's voice beside M.
+- How good Q and M are, only held-out labels say, and a dozen numbers are learned from them, under a ridge that makes
+  each departure earn its place: anything larger learned a few dozen labels by heart (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -88,12 +89,33 @@ class Judge(nn.Module):
 
     def forward(self, facts: Tensor) -> Tensor:
         """(B, N) -> (B,) float32."""
-        weights = self.start + PACE * self.moved
-        return facts.float() @ weights[:-1] + weights[-1]
+        return facts.float() @ self.weights[:-1] + self.weights[-1]
+
+    @property
+    def weights(self) -> Tensor:
+        """As they are used, the constant last."""
+        return self.start + PACE * self.moved
 
     def ridge(self) -> Tensor:
         """Squared distance from the start."""
         return (PACE * self.moved).square().sum()
+
+
+def calibrated(score: Tensor, iou: Tensor, *, ridge: float = 1.0) -> tuple[float, float]:
+    """Slope and constant of the line in a prior's own log odds that foretells IoU best (Platt, "Probabilistic outputs
+    for support vector machines", 1999; the targets are IoUs), by Newton's method.
+
+    Args:
+        score, iou: (N,) in [0, 1]. ridge: weight of the squared distance from (1, 0), in samples.
+    """
+    facts = torch.stack([torch.logit(score.double(), eps=0.02), torch.ones(len(score), dtype=torch.float64)], dim=1)
+    start = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    line, kept = start.clone(), ridge * torch.eye(2, dtype=torch.float64)
+    for _ in range(20):
+        p = (facts @ line).sigmoid()
+        slope = facts.T @ (p - iou.double()) + kept @ (line - start)
+        line = line - torch.linalg.solve(facts.T @ (facts * (p * (1 - p))[:, None]) + kept, slope)
+    return float(line[0]), float(line[1])
 
 
 def fill(p: Tensor) -> Tensor:
@@ -121,12 +143,14 @@ class SESM(nn.Module):
     """
 
     voice: Tensor
+    line: Tensor
 
     def __init__(self, *, width: int, fuses: bool = True, guides: bool = True, weighs: bool = True):
         super().__init__()
         self.fuses, self.guides, self.weighs = fuses, guides, weighs
         self.register_buffer("voice", torch.tensor(BOTH))
-        self.trust = Judge(1.0, 0.0, 0.0)  # rho: the prior's own score, and how far Q agrees
+        self.register_buffer("line", torch.tensor([1.0, 0.0]))  # rho in the log odds of the prior's own score
+        self.trust = Judge(0.0)  # what Q's agreement adds to rho
         self.own = Judge(0.0, 0.0, 0.0, 0.0)  # kappa beside a prior
         self.alone = Judge(0.0, 0.0)  # kappa without one
         self.expect = Judge(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # score
@@ -139,15 +163,24 @@ class SESM(nn.Module):
     def least(self) -> Tensor:
         """Soft IoU of a label with a region from which it is worth committing to the region; a scalar. It falls where
         regions are objects and rises where they are not: held-out labels say which."""
-        return self.commit(self.commit.moved.new_zeros(1, 0))[0]
+        return self.commit.weights[0]
+
+    def calibrate(self, score: Tensor, iou: Tensor) -> None:
+        """Let rho be what labelled pairs say of the prior's own score. The prior has learned from none of them, so
+        they may be *all* labels, those that the segmenter learns from too.
+
+        Args:
+            score, iou: (N,) in [0, 1], of the proposals of labelled pairs.
+        """
+        self.line.copy_(torch.tensor(calibrated(score.cpu(), iou.cpu())))
 
     def reliability(self, proposals: Proposals, q: Tensor) -> Tensor:
-        """rho, logits (B,): what the prior says of itself, corrected by what held-out labels say of such scores and by
-        how far Q agrees. Without fusion it is the score alone: nobody teaches it more."""
+        """rho, logits (B,): what the prior says of itself, corrected by what labels say of such scores and by how far Q
+        agrees. Without fusion it is the score alone: nobody teaches it more."""
         facts = torch.logit(proposals.score.float(), eps=0.02)
         if self.fuses:
             alike = agreement(proposals.soft.float(), q.detach().float().sigmoid())
-            facts = self.trust(torch.stack([facts, alike], dim=1))
+            facts = facts * self.line[0] + self.line[1] + alike * self.trust.weights[0]
         return torch.where(proposals.present, facts, facts.new_tensor(-9.0))
 
     def listen(self, encoded: Encoded, proposals: Proposals, q: Tensor) -> Heard:

@@ -3,8 +3,8 @@
 Labelled images are of two kinds. The segmenter learns from one; the other (the held-out fold) it does not see at all,
 so that the teacher knows no more of them than of the pool. From these labels SESM learns how far to trust whom, and the
 policy learns which pixels to believe. (They must not take part as unlabelled pairs either: SESM comes to know them by
-heart, and would hand their truth to the segmenter.) Late in the run (`sesm.release`) the segmenter gets them too, and
-SESM and the policy rest. A drift guard watches the held-out labels throughout (`labelling.guard`).
+heart, and would hand their truth to the segmenter.) From `sesm.release` on the segmenter gets them too, and SESM and
+the policy rest. Until then a drift guard watches the held-out labels (`labelling.guard`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from l2l.labelling.reward import (
     weights,
 )
 from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
-from l2l.labelling.sesm import BOTH, soft_iou
+from l2l.labelling.sesm import BOTH, calibrated, soft_iou
 from l2l.model.network import Answer
 from l2l.proposals.regions import in_view, mend, region_bank
 from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
@@ -39,7 +39,8 @@ from l2l.training.parts import Parts
 from l2l.training.pool import Batch, joined, normalise
 
 USUAL = 32  # held-out referents for which the policy's temperature is meant
-LEAST_HELD_OUT = 2  # images, where that is no more than a third of them
+DRAWS = 64  # random choices of held-out images, the most representative of which is taken
+LEAST_HELD_OUT = 8  # referents, about, where that is no more than a third of the images
 
 
 class L2L:
@@ -50,6 +51,10 @@ class L2L:
         self.folds = make_folds(parts)
         count = len(parts.labelled_refs)
         self.extra = make_rple(parts.config, honest=len(self.folds) > 1, refs=len(self.folds[0]), labels=count)
+        if parts.config.sesm.calibrate:
+            known = prior_on_labels(parts)
+            for network in (parts.network, parts.teacher):
+                network.sesm.calibrate(*known)
         self.regions = region_bank(parts.pool.images) if parts.config.sesm.regions else None
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):
@@ -78,7 +83,9 @@ class L2L:
     def step(self, step: int) -> tuple[Tensor, dict[str, float]]:
         parts, config, guard = self.parts, self.parts.config, self.guard
         if step == 0 and guard is not None and not guard.honest:
-            self._ask_guard(guard, Evidence(prior_quality(parts), math.nan, math.nan, math.nan))
+            known = prior_on_labels(parts)[1]
+            prior = float(known.mean()) if len(known) else math.nan
+            self._ask_guard(guard, Evidence(prior, math.nan, math.nan, math.nan))
         shut = guard is not None and not bool(guard.open)
         alone = shut or step < config.train.burn_in * config.train.steps  # the labels are learned from alone
         released = step >= config.sesm.release * config.train.steps
@@ -89,13 +96,16 @@ class L2L:
         if shut:  # labels take the place of the pseudo-labels
             rows = torch.cat([rows, parts.refs_at("labelled instead", step, config.train.unlabelled, seen)])
         x = parts.weak(rows, "labelled", step, swap=config.sesm.swap, drop=config.sesm.drop)
-        h = parts.weak(parts.refs_at("held out", step, config.train.held_out, held), "held out", step,
-                       drop=config.sesm.drop)  # fmt: skip
         u = parts.weak(parts.rows_at("unlabelled", step, config.train.unlabelled, self.unlabelled), "unlabelled", step)
-        assert x.mask is not None and h.mask is not None
+        shown = [] if alone else [("unlabelled", u)]  # to the teacher; the held-out pairs first, while they teach
+        if learning:
+            h = parts.weak(parts.refs_at("held out", step, config.train.held_out, held), "held out", step,
+                           drop=config.sesm.drop)  # fmt: skip
+            shown.insert(0, ("held out", h))
+        assert x.mask is not None
         x_s = strong_view(x.image, parts.rng("strong x", step))
         u_s = strong_view(u.image, parts.rng("strong u", step))
-        count_x, count_h = len(x.rows), len(h.rows)
+        count_x, count_h = len(x.rows), len(h.rows) if learning else 0
 
         with parts.autocast():
             # one batched pass for both streams of the student, one without a graph for the teacher
@@ -105,26 +115,30 @@ class L2L:
                 x.proposals if alone else joined(x, u).proposals,
             )
             with torch.no_grad():
-                both = h if alone else joined(h, u)
-                teacher = parts.teacher(normalise(both.image), both.tokens, both.proposals)
-                strong_h = parts.network(normalise(strong_view(h.image, parts.rng("strong h", step))), h.tokens).q
+                both = joined(*(batch for _, batch in shown)) if shown else None
+                teacher = None if both is None else parts.teacher(normalise(both.image), both.tokens, both.proposals)
+                strong = [] if alone else [student.q[count_x:].detach()]
+                if learning:
+                    seen_h = normalise(strong_view(h.image, parts.rng("strong h", step)))
+                    strong.insert(0, parts.network(seen_h, h.tokens).q)
 
         loss_x = segmentation_loss(student.q[:count_x], x.mask).mean()
         loss_xg = segmentation_loss(student.guided[:count_x], x.mask).mean()
         loss = loss_x + loss_xg
         logs = {"loss_x": loss_x.item(), "loss_x_guided": loss_xg.item()}
 
-        strong = strong_h if alone else torch.cat([strong_h, student.q[count_x:].detach()])
+        if both is None or teacher is None:
+            return loss, logs
         assert teacher.elevated is not None
-        plain, regions = teacher, None
+        elevated, plain, regions = teacher.elevated, teacher, None
         if self.regions is not None:
-            shown = [("held out", h)] if alone else [("held out", h), ("unlabelled", u)]
             regions = torch.cat([self._regions(name, step, batch) for name, batch in shown])
             teacher = mended(teacher, regions, parts.teacher.sesm.least.detach())
-        state = observe(teacher, both.proposals, strong, both.image)
+        state = observe(teacher, both.proposals, torch.cat(strong), both.image)
         cells, samples = self.extra.judge(state, remember=slice(None) if alone else slice(count_h, None))
         accept, take = self.extra.accept(state, cells.detach(), samples.detach())
         if learning:
+            assert h.mask is not None
             loss_sesm, told = self._sesm_loss(h, plain, regions)
             loss_policy, rewards = self._policy_loss(step, h, u, state, cells, samples, teacher, alone)
             loss, logs = loss + loss_sesm + loss_policy, logs | told | rewards
@@ -144,9 +158,9 @@ class L2L:
         front = (accept * label_u).sum() / label_u.sum().clamp_min(1)
         return loss + weight * (loss_u + loss_ug), logs | {
             "loss_u": loss_u.item(), "loss_u_guided": loss_ug.item(), "accept_samples": float(take.mean()),
-            "accept_front": float(front), "rho": float(teacher.elevated.rho[count_h:].sigmoid().mean()),
+            "accept_front": float(front), "rho": float(elevated.rho[count_h:].sigmoid().mean()),
             **dict(zip(("weight_prior", "weight_model", "weight_guided", "weight_bias"),
-                       teacher.elevated.weights[count_h:].mean(0).tolist(), strict=True)),
+                       elevated.weights[count_h:].mean(0).tolist(), strict=True)),
         }  # fmt: skip
 
     def _ask_guard(self, guard: DriftGuard, evidence: Evidence) -> None:
@@ -188,7 +202,7 @@ class L2L:
         return loss_fused + loss_rho + loss_kappa + loss_score + loss_commit + ridge, {
             "loss_fused": loss_fused.item(), "loss_rho": loss_rho.item(), "loss_kappa": loss_kappa.item(),
             "held_out_prior": prior, "held_out_model": float(iou_model.mean()),
-            "held_out_fused": float(iou_fused.mean()), "least": float(sesm.least),
+            "held_out_fused": float(iou_fused.mean()), "least": sesm.least.item(),
         }  # fmt: skip
 
     def _policy_loss(
@@ -264,27 +278,53 @@ def make_folds(parts: Parts) -> list[Tensor]:
     share = parts.config.sesm.held_out
     if not share or len(names) < 2:
         return [refs]
-    # the few numbers of SESM and the policy need few labels, but one image is too little to go by
-    held = max(round(share * len(names)), min(LEAST_HELD_OUT, len(names) // 3), 1)
-    count = max(2, round(len(names) / held))
-    order = torch.randperm(len(names), generator=generator(parts.config.train.seed, "folds"))
-    if share > 0.5:  # one fold, the larger part
-        cut = min(len(names) - 1, max(1, round(share * len(names))))
-        out = torch.isin(images, names[order[:cut]])
-        return [refs[out], refs[~out]]
-    fold_of = {int(name): place % count for place, name in enumerate(names[order].tolist())}
-    folds = torch.tensor([fold_of[image] for image in images.tolist()])
+    # the few numbers of SESM and the policy need few labels, but a handful of referents is too little to go by
+    held = max(round(share * len(names)), min(round(LEAST_HELD_OUT * len(names) / len(refs)), len(names) // 3), 1)
+    if share > 0.5:  # the larger part
+        held = min(len(names) - 1, held)
+    order = representative(parts, names, held)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    count = max(2, math.ceil(len(names) / held))
+    fold_of = (place // held).clamp_max(count - 1)
+    folds = fold_of[torch.searchsorted(names, images)]
     return [refs[folds == fold] for fold in range(count)]
 
 
-def prior_quality(parts: Parts) -> float:
-    """Mean IoU of the proposals of all labelled pairs with their masks; NaN without priors. Honest whoever has learned
-    from these labels: the prior has not."""
+def representative(parts: Parts, names: Tensor, held: int) -> Tensor:
+    """An order of the labelled images `names` (N,), which are sorted: random, but for its first `held`, on which the
+    prior is much as it is on all of them.
+
+    Of `DRAWS` random orders the one is taken in which the IoU of their proposals, and the IoU less what the score
+    foretells, are nearest to their means over all labels (rerandomisation; Morgan & Rubin, Annals of Statistics 2012).
+    A handful of referents may else have a prior that is right on one of three, or on all.
+    """
+    rng = generator(parts.config.train.seed, "folds")
+    orders = torch.stack([torch.randperm(len(names), generator=rng) for _ in range(DRAWS)])
+    score, iou = (one.cpu() for one in prior_on_labels(parts))
+    if not len(iou):
+        return orders[0]
+    slope, constant = calibrated(score, iou)
+    apart = iou - (torch.logit(score, eps=0.02) * slope + constant).sigmoid()
+    at = torch.searchsorted(names, parts.pool.image_of[prior_rows(parts)])
+    each = torch.stack([torch.ones_like(iou), iou - iou.mean(), apart - apart.mean()], dim=1)
+    sums = torch.zeros(len(names), 3).index_add(0, at, each)[orders[:, :held]].sum(1)  # (DRAWS, 3)
+    unlike = (sums[:, 1:] / sums[:, :1]).abs().sum(1).nan_to_num(torch.inf)  # NaN: no proposals there
+    return orders[unlike.argmin()]
+
+
+def prior_rows(parts: Parts) -> Tensor:
+    """Rows (N,) of all labelled pairs that have a proposal."""
     pool = parts.pool
     rows = torch.tensor([row for ref in parts.labelled_refs.tolist() for row in pool.pairs_of[ref]])
-    rows = rows[pool.present[rows]]
-    ious = hard_iou(pool.soft[rows] > 127, pool.masks[pool.ref_of[rows]] > 127)
-    return float(ious.mean()) if len(rows) else math.nan
+    return rows[pool.present[rows]]
+
+
+def prior_on_labels(parts: Parts) -> tuple[Tensor, Tensor]:
+    """Own scores (N,) of the proposals of all labelled pairs that have one, and their IoU with the masks. Honest
+    whoever has learned from these labels: the prior has not."""
+    pool, rows = parts.pool, prior_rows(parts)
+    return pool.score[rows].float(), hard_iou(pool.soft[rows] > 127, pool.masks[pool.ref_of[rows]] > 127)
 
 
 def accepted_precision(accept: Tensor, take: Tensor, label: Tensor, truth: Tensor) -> float:

@@ -57,13 +57,15 @@ class Batch:
     """(B, h, w) float in [0, 1]: the share of each stride-4 cell that is foreground; `None` for unlabelled pairs."""
 
 
-def joined(a: Batch, b: Batch) -> Batch:
-    """Two batches as one, without masks."""
+def joined(*batches: Batch) -> Batch:
+    """Batches as one, without masks."""
+    given = [one.proposals for one in batches]
     proposals = Proposals(
-        torch.cat([a.proposals.soft, b.proposals.soft]), torch.cat([a.proposals.score, b.proposals.score]),
-        torch.cat([a.proposals.present, b.proposals.present]),
+        torch.cat([one.soft for one in given]), torch.cat([one.score for one in given]),
+        torch.cat([one.present for one in given]),
     )  # fmt: skip
-    return Batch(torch.cat([a.rows, b.rows]), torch.cat([a.image, b.image]), torch.cat([a.tokens, b.tokens]), proposals)
+    rows, images, tokens = zip(*((one.rows, one.image, one.tokens) for one in batches), strict=True)
+    return Batch(torch.cat(rows), torch.cat(images), torch.cat(tokens), proposals)
 
 
 @dataclass(frozen=True)
