@@ -11,6 +11,7 @@ from tiny import make_world
 
 from l2l.config import Config
 from l2l.errors import InputError
+from l2l.methods.l2l import make_folds, prior_on_labels, prior_rows
 from l2l.training.loop import METRICS, NonFiniteLoss, Run, _cut_metrics, schedule, train, train_step
 from l2l.training.prepare import prepare
 
@@ -98,3 +99,21 @@ def test_labels_take_the_place_of_pseudo_labels_that_the_guard_refuses(config: C
     assert "loss_u" not in train_step(run)
     rows = run.parts.dealt["labelled"]
     assert len(rows) == 6 and run.parts.pool.labelled[run.parts.pool.ref_of[rows]].all()
+
+
+def test_the_prior_is_on_held_out_images_much_as_on_all(config: Config) -> None:
+    known = config.replace("data", rate=0.9).replace("sesm", held_out=0.2)
+    nearer, runs = 0, 12
+    for seed in range(runs):
+        parts = Run.start(known.replace("train", seed=seed), prepare(known.replace("train", seed=seed))).parts
+        folds = make_folds(parts)
+        assert sorted(torch.cat(folds).tolist()) == parts.labelled_refs.tolist()
+        _, iou = prior_on_labels(parts)
+        refs = parts.pool.ref_of[prior_rows(parts)]
+
+        def apart(fold: torch.Tensor, iou: torch.Tensor = iou, refs: torch.Tensor = refs) -> float:
+            return abs(float(iou[torch.isin(refs, fold)].mean() - iou.mean()))
+
+        others = sorted(apart(one) for one in folds[1:])
+        nearer += apart(folds[0]) <= others[len(others) // 2]
+    assert nearer >= 0.8 * runs

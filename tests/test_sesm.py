@@ -6,7 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from l2l.labelling.sesm import BOTH, MODEL, PACE, PRIOR, SESM, Elevated, entropy, soft_iou, to_logit
+from l2l.labelling.sesm import (
+    BOTH,
+    MODEL,
+    PACE,
+    PRIOR,
+    SESM,
+    Elevated,
+    calibrated,
+    entropy,
+    soft_iou,
+    to_logit,
+)
 from l2l.model.segmenter import Encoded
 from l2l.proposals.proposal import Proposals
 
@@ -203,3 +214,30 @@ def test_the_ablations_take_parts_away() -> None:
     with torch.no_grad():
         sesm.pool[0].moved.fill_(1)
     assert torch.allclose(elevate(sesm, proposals(), q, guided).fused, guided)
+
+
+@given(st.floats(0.3, 3), st.floats(-2, 2), st.integers(0, 50))
+def test_calibration_finds_the_line_that_labels_follow(slope: float, constant: float, seed: int) -> None:
+    score = 0.05 + 0.9 * torch.rand(20_000, generator=torch.Generator().manual_seed(seed))
+    expected = torch.sigmoid(slope * torch.logit(score) + constant)
+    right = (torch.rand(len(score), generator=torch.Generator().manual_seed(seed + 1)) < expected).float()
+    assert calibrated(score, right) == pytest.approx((slope, constant), abs=0.15)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=6))
+def test_calibration_of_few_labels_stays_finite_and_near(pairs: list[tuple[float, float]]) -> None:
+    score, iou = (torch.tensor([one[k] for one in pairs]) for k in (0, 1))
+    found = torch.tensor(calibrated(score, iou))
+    assert found.isfinite().all() and found.abs().max() < 10
+    if not pairs:
+        assert found.tolist() == [1.0, 0.0]
+
+
+def test_what_labels_say_of_the_prior_is_kept_with_the_weights() -> None:
+    sesm, other, given_ = fresh(), fresh(), proposals()
+    sesm.calibrate(torch.full((40,), 0.8), torch.zeros(40))  # sure of itself and always wrong
+    before = fresh().reliability(given_, noise()).sigmoid()
+    after = sesm.reliability(given_, noise()).sigmoid()
+    assert (after < before).all() and after[given_.score > 0.6].max() < 0.3
+    other.load_state_dict(sesm.state_dict())
+    assert torch.equal(other.reliability(given_, noise()).sigmoid(), after)

@@ -106,16 +106,21 @@ def calibrated(score: Tensor, iou: Tensor, *, ridge: float = 1.0) -> tuple[float
     for support vector machines", 1999; the targets are IoUs), by Newton's method.
 
     Args:
-        score, iou: (N,) in [0, 1]. ridge: weight of the squared distance from (1, 0), in samples.
+        score, iou: (N,) in [0, 1]. ridge: weight of the squared distance from the score itself, slope and height at
+            the mean log odds, in samples: scores that are all alike say nothing of the slope.
     """
-    facts = torch.stack([torch.logit(score.double(), eps=0.02), torch.ones(len(score), dtype=torch.float64)], dim=1)
-    start = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    odds = torch.logit(score.double(), eps=0.02)
+    if not len(odds):
+        return 1.0, 0.0
+    middle = odds.mean()
+    facts = torch.stack([odds - middle, torch.ones_like(odds)], dim=1)
+    start = torch.stack([torch.ones_like(middle), middle])
     line, kept = start.clone(), ridge * torch.eye(2, dtype=torch.float64)
     for _ in range(20):
         p = (facts @ line).sigmoid()
         slope = facts.T @ (p - iou.double()) + kept @ (line - start)
         line = line - torch.linalg.solve(facts.T @ (facts * (p * (1 - p))[:, None]) + kept, slope)
-    return float(line[0]), float(line[1])
+    return float(line[0]), float(line[1] - line[0] * middle)
 
 
 def fill(p: Tensor) -> Tensor:
