@@ -117,3 +117,12 @@ def test_the_prior_is_on_held_out_images_much_as_on_all(config: Config) -> None:
         others = sorted(apart(one) for one in folds[1:])
         nearer += apart(folds[0]) <= others[len(others) // 2]
     assert nearer >= 0.8 * runs
+
+
+def test_a_handful_of_labels_says_nothing_of_the_prior(config: Config) -> None:
+    """Two misses are no reason to think that it always misses; the unguarded loop does."""
+    assert Run.start(config, prepare(config)).parts.network.sesm.line.tolist() == [1, 0]
+    free = config.replace("rple", guard=False)
+    parts = Run.start(free, prepare(free)).parts
+    assert parts.network.sesm.line.tolist() != [1, 0]
+    assert torch.equal(parts.network.sesm.line, parts.teacher.sesm.line)

@@ -2,7 +2,8 @@
 
 The loop trusts what it learned on held-out labels. It goes wrong in three ways, each of which those labels can show:
 - there are too few of them, or the segmenter has seen them: then SESM and the policy would learn that Q is infallible,
-  and do not learn; SESM's rule that needs no labels holds (it starts there);
+  or that the prior is worthless because it missed two referents, and do not learn; SESM's rule holds, with the prior's
+  own score as it is (it starts there);
 - the fused proposal is worse there than the proposal alone, or than Q alone: the fusion has drifted;
 - of the foreground that the policy accepts there, too little is right: wrong labels that scatter over the other
   objects of a picture are outvoted as long as about a third is right, and not below.

@@ -51,7 +51,7 @@ class L2L:
         self.folds = make_folds(parts)
         count = len(parts.labelled_refs)
         self.extra = make_rple(parts.config, honest=len(self.folds) > 1, refs=len(self.folds[0]), labels=count)
-        if parts.config.sesm.calibrate:
+        if parts.config.sesm.calibrate and (self.guard is None or self.guard.honest):
             known = prior_on_labels(parts)
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*known)
