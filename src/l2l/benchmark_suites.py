@@ -150,6 +150,8 @@ ABLATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("l2l", ()),
     ("without SESM", ("sesm.use=false",)),
     ("SESM that does not weigh", ("sesm.weigh=false",)),
+    ("the prior's score not calibrated", ("sesm.calibrate=false",)),
+    ("held-out labels released at 80 %", ("sesm.release=0.8",)),
     ("labels not mended", ("sesm.regions=false",)),
     ("without guidance", ("sesm.guidance=false",)),
     ("without a prior", ("data.prior=",)),
