@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from tiny import make_world, train_arguments
 
 from l2l.cli import main
-from l2l.config import Config
+from l2l.config import READ_BY, Config, RivalConfig
 from l2l.errors import InputError
+from l2l.methods import consistency
 from l2l.methods.consistency import above_threshold, ask, both_decodings, pseudo_loss
 from l2l.methods.dam_net import attention_consistency, referent
 from l2l.methods.mean_teacher import ramp
@@ -307,7 +309,18 @@ def test_what_a_method_does_not_read_does_not_change_its_run() -> None:
     l2l, rival = Config(), Config().replace("train", method="fixmatch")
     assert l2l.hash() != l2l.replace("rple", samples=4).hash() and l2l.hash() == l2l.replace("rivals", iou=0.6).hash()
     assert rival.hash() == rival.replace("rple", samples=4).hash() == rival.replace("sesm", held_out=0.5).hash()
-    assert len({rival.hash(), rival.replace("rivals", iou=0.6).hash(), rival.replace("sesm", swap=0.2).hash()}) == 3
+    assert rival.hash() == rival.replace("rivals", iou=0.6).hash()  # SemiRES reads that
+    assert len({rival.hash(), rival.replace("rivals", threshold=0.8).hash(), rival.replace("sesm", swap=0.2).hash()}) == 3
+
+
+def test_every_setting_of_the_rivals_has_a_reader() -> None:
+    """And the list of who reads what is true: each method's file says `rivals.NAME`."""
+    folder = Path(consistency.__file__).parent
+    found = {
+        path.stem: set(re.findall(r"rivals\.(\w+)", path.read_text(encoding="utf-8"))) for path in folder.glob("*.py")
+    }
+    assert {name: names for name, names in found.items() if names} == {name: set(of) for name, of in READ_BY.items()}
+    assert set().union(*found.values()) == {one.name for one in dataclasses.fields(RivalConfig)}
 
 
 def test_encoders_can_start_from_another_world() -> None:

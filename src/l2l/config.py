@@ -184,7 +184,7 @@ class RpleConfig:
 class RivalConfig:
     """What only the rivals read."""
 
-    threshold: float = 0.7
+    threshold: float = 0.6
     """Confidence max(p, 1 - p) from which FixMatch, RESMatch and DAM-Net believe a pixel."""
     ramp: float = 0.3
     """Share of the steps over which Mean Teacher's consistency weight rises."""
@@ -199,6 +199,13 @@ class RivalConfig:
 
     def __post_init__(self) -> None:
         _check(0.5 <= self.threshold < 1, "threshold is a confidence in [0.5, 1)")
+
+
+READ_BY: dict[str, tuple[str, ...]] = {
+    "fixmatch": ("threshold",), "mean_teacher": ("ramp",), "resmatch": ("threshold", "words_lost"),
+    "dam_net": ("threshold", "attention"), "semires": ("iou", "cover"),
+}  # fmt: skip
+"""Which of `RivalConfig`'s settings a method reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,9 +275,10 @@ class Config:
         """12 hex digits of what the method reads, but for the device: equal hashes, equal results on one machine."""
         value = self.to_json()
         value["train"].pop("device")
-        if self.train.method == "l2l":
+        value["rivals"] = {name: value["rivals"][name] for name in READ_BY.get(self.train.method, ())}
+        if not value["rivals"]:
             value.pop("rivals")
-        else:
+        if self.train.method != "l2l":
             value.pop("rple")
             for name in ("held_out", "rotate", "release", "use", "guidance", "weigh", "calibrate", "ridge", "regions"):
                 value["sesm"].pop(name)
