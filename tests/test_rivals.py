@@ -310,7 +310,8 @@ def test_what_a_method_does_not_read_does_not_change_its_run() -> None:
     assert l2l.hash() != l2l.replace("rple", samples=4).hash() and l2l.hash() == l2l.replace("rivals", iou=0.6).hash()
     assert rival.hash() == rival.replace("rple", samples=4).hash() == rival.replace("sesm", held_out=0.5).hash()
     assert rival.hash() == rival.replace("rivals", iou=0.6).hash()  # SemiRES reads that
-    assert len({rival.hash(), rival.replace("rivals", threshold=0.8).hash(), rival.replace("sesm", swap=0.2).hash()}) == 3
+    others = rival.replace("rivals", threshold=0.8), rival.replace("sesm", swap=0.2)
+    assert len({rival.hash(), *(one.hash() for one in others)}) == 3
 
 
 def test_every_setting_of_the_rivals_has_a_reader() -> None:
