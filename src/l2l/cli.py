@@ -106,12 +106,20 @@ def parser() -> argparse.ArgumentParser:
     one = _command(commands, "prior", _prior, "ask a frozen model about every pair, once",
                    "l2l prior refcoco --source precomputed --file answers.jsonl --out priors")  # fmt: skip
     one.add_argument("data", metavar="DATA", help=DATA_HELP)
-    one.add_argument("--source", choices=["grounder", "simulated", "precomputed"], default="grounder",
-                     help="whose answers (grounder)")  # fmt: skip
+    one.add_argument("--source", choices=["grounder", "simulated", "precomputed", "endpoint"], default="grounder",
+                     help="whose answers (grounder); endpoint: a model behind an OpenAI-compatible server")  # fmt: skip
     one.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the prior store")
     one.add_argument("--file", type=Path, metavar="PRIORS.jsonl", help="the answers (precomputed)")
     one.add_argument("--accuracy", type=float, default=0.7, help="chance of the right object (simulated; 0.7)")
     one.add_argument("--seed", type=int, default=0, help="of the draws (simulated; 0)")
+    one.add_argument("--url", default="", help="base address, as in http://127.0.0.1:8000/v1 (endpoint)")
+    one.add_argument("--model", default="", help="its name on the server (endpoint); the key is in OPENAI_API_KEY")
+    one.add_argument("--dialect", default="", help="how it writes boxes, if its name does not tell (endpoint)")
+    one.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once (endpoint; 8)")
+    one.add_argument("--per-minute", type=int, default=0, metavar="N",
+                     help="requests begun in a minute at most (endpoint; no limit)")  # fmt: skip
+    one.add_argument("--retries", type=int, default=5, metavar="N", help="tries after the first (endpoint; 5)")
+    one.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds of one try (endpoint; 60)")
     one.add_argument("--unlabelled", type=Path, metavar="FILE", help="JSONL file of further pairs")
     _where(one)
     _scenes(one)
@@ -263,10 +271,21 @@ def _data_split(args: argparse.Namespace) -> None:
     print(f"{args.out}: {len(split.images)} labelled images, hash {split.hash}")
 
 
-def _prior(args: argparse.Namespace) -> None:
+def _prior(args: argparse.Namespace) -> int:
     from l2l.priors.make import make_priors
     from l2l.progress import Progress
 
+    missed: list[str] = []
+    if args.source == "endpoint":
+        from l2l.priors.endpoint import Endpoint
+
+        args.source = Endpoint(
+            url=args.url, model=args.model, dialect=args.dialect, concurrency=args.concurrency,
+            per_minute=args.per_minute, retries=args.retries, timeout=args.timeout,
+        )  # fmt: skip
+        missed = args.source.missed
+    elif args.url or args.model or args.dialect:
+        raise InputError("--url, --model and --dialect are for --source endpoint")
     dataset = _read(args, skip_bad=args.skip_bad)
     with Progress("priors") as progress:
         store = make_priors(
@@ -275,6 +294,9 @@ def _prior(args: argparse.Namespace) -> None:
         )  # fmt: skip
     print(f"{args.out}: {len(store)} priors of {store.about()['name']}")
     store.close()
+    if missed:
+        print(f"l2l: {len(missed)} pairs got no answer ({missed[-1]}); {RESUMES['prior'][2:]}", file=sys.stderr)
+    return int(bool(missed))
 
 
 def _train(args: argparse.Namespace) -> None:

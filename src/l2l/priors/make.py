@@ -18,7 +18,7 @@ SourceName = Literal["grounder", "simulated", "precomputed"]
 
 
 def make_priors(
-    data: DataSet, out: Path | str, *, source: SourceName = "grounder", file: Path | str | None = None,
+    data: DataSet, out: Path | str, *, source: SourceName | Source = "grounder", file: Path | str | None = None,
     accuracy: float = 0.7, seed: int = 0, unlabelled: Path | str | None = None, skip_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> PriorStore:
@@ -27,7 +27,7 @@ def make_priors(
     Args:
         out: the store's folder.
         source: `grounder`, the embedded frozen model; `simulated`, boxes drawn from the true masks; `precomputed`, a
-            file of any tool.
+            file of any tool; or a source, such as a `priors.endpoint.Endpoint`.
         file: for `precomputed`, the JSONL file.
         accuracy: for `simulated`, the chance of the right object.
         seed: for `simulated`, of its draws.
@@ -43,7 +43,7 @@ def make_priors(
         more = read(unlabelled, skip_bad=skip_bad)
         bad.found.extend(more.bad)
         samples += [dataclasses.replace(sample, targets=None) for sample in more.samples]
-    asked = _source(source, samples, file, accuracy, seed, bad)
+    asked = _source(source, samples, file, accuracy, seed, bad) if isinstance(source, str) else source
     if source == "simulated":
         samples = [sample for sample in samples if sample.targets is not None]
         if not samples or unlabelled:
@@ -80,4 +80,4 @@ def _source(
             assert file is not None
             return Precomputed(file, bad=bad)
         case _:
-            raise InputError(f"no prior source {name}; there are grounder, simulated and precomputed")
+            raise InputError(f"no prior source {name}; there are grounder, simulated, precomputed and endpoint")

@@ -127,6 +127,6 @@ class Source(Protocol):
         """What the answers depend on besides image and sentence: weights, prompt, options. Part of the store's key."""
         ...
 
-    def answer(self, pairs: Sequence[tuple[Sample, str]]) -> list[Prior]:
-        """One prior per (sample, sentence)."""
+    def answer(self, pairs: Sequence[tuple[Sample, str]]) -> Sequence[Prior | None]:
+        """One prior per (sample, sentence); `None` for a pair that is to be asked again another time."""
         ...

@@ -136,5 +136,6 @@ def fill(
     for start in range(0, len(left), batch):
         part = left[start : start + batch]
         answers = source.answer([pair for _, pair in part])
-        store.put(zip((key for key, _ in part), answers, strict=True))
+        asked = zip((key for key, _ in part), answers, strict=True)
+        store.put((key, answer) for key, answer in asked if answer is not None)
         yield len(keys) - len(left) + start + len(part), len(keys)
