@@ -1,8 +1,8 @@
 """Priors from a vision-language model behind any OpenAI-compatible server: vLLM, `transformers serve`, hosted services.
 
 Through the official client, which waits and tries again where a server says so (429, 5xx, lost connections; its
-back-off grows and heeds `Retry-After`). Many requests are under way at once, at most so many a minute. The key is read from the
-environment by the client; it is in no file, no store and no message of ours.
+back-off grows and heeds `Retry-After`). Many requests are under way at once, at most so many a minute. The key is read
+from the environment; it is in no file, no store and no message of ours.
 
 A pair that gets no answer in the end is left out of the store rather than kept as "nothing": the next call asks again.
 What cannot get better by itself (no such model, a key that is refused) stops at once and says what to do.
