@@ -29,7 +29,7 @@ from l2l.evaluate import answers_and_rho, prepare_split, prior_answers, score_pa
 from l2l.labelling.policy import State
 from l2l.labelling.rple import Rple
 from l2l.methods.l2l import L2L
-from l2l.metrics import summarise
+from l2l.metrics import calibration, summarise
 from l2l.priors.make import make_priors
 from l2l.proposals.bank import PriorBank
 from l2l.training.loop import Run, train_step
@@ -174,7 +174,9 @@ def main() -> None:
         for name, results in ways.items():
             pairs = score_pairs(pool, results)
             scores = summarise([one.intersection for one in pairs], [one.union for one in pairs])
-            say({"val": name, "mIoU": round(100 * scores.miou, 2), "P@0.5": round(100 * scores.precision["P@0.5"], 1)})
+            error = calibration([one.score for one in pairs], [one.iou for one in pairs]).ece
+            say({"val": name, "mIoU": round(100 * scores.miou, 2), "P@0.5": round(100 * scores.precision["P@0.5"], 1),
+                 "ECE": round(error, 3)})  # fmt: skip
 
 
 if __name__ == "__main__":

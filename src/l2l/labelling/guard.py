@@ -87,9 +87,9 @@ class DriftGuard(nn.Module):
 
     @property
     def margin(self) -> float:
-        """How much worse the fusion has to be before it is called drift: a standard error, at least 0.03. (With half of
-        one and eight referents it took chance for drift in sound runs.)"""
-        return max(0.03, 0.35 / math.sqrt(max(self.refs, 1)))
+        """How much worse the fusion has to be before it is called drift: two standard errors, at least 0.05. (With half
+        of one, and with one, it took chance for drift in sound runs.)"""
+        return max(0.05, 2 * 0.35 / math.sqrt(max(self.refs, 1)))
 
     def look(self, evidence: Evidence) -> Verdict:
         """Take in one step's evidence and say what holds."""

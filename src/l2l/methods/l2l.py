@@ -21,7 +21,7 @@ from l2l.data.augment import strong_view
 from l2l.data.streams import generator
 from l2l.errors import InputError
 from l2l.labelling.guard import DriftGuard, Evidence
-from l2l.labelling.policy import ACCEPT, AcceptancePolicy, State, observe
+from l2l.labelling.policy import ACCEPT, AcceptancePolicy, State, lean, observe
 from l2l.labelling.reward import (
     agreement_reward,
     gain_reward,
@@ -189,10 +189,11 @@ class L2L:
         loss_fused = segmentation_loss(elevated.fused, h.mask).mean()
         iou_prior, iou_model = hard_iou(h.proposals.soft > 0.5, y), hard_iou(q > 0, y)
         iou_fused = hard_iou(elevated.fused > 0, y)
+        came_model, came_fused = came_out(q, h.mask), came_out(elevated.fused, h.mask)
         loss_rho = reliability_loss(elevated.rho, iou_prior, here)
-        loss_kappa = reliability_loss(elevated.kappa, iou_model, here)
-        loss_kappa = loss_kappa + reliability_loss(elevated.alone, iou_model, everywhere)
-        loss_score = reliability_loss(elevated.score, iou_fused, everywhere)
+        loss_kappa = reliability_loss(elevated.kappa, came_model, here)
+        loss_kappa = loss_kappa + reliability_loss(elevated.alone, came_model, everywhere)
+        loss_score = reliability_loss(elevated.score, came_fused, everywhere)
         prior = float((iou_prior * here).sum() / here.sum()) if here.any() else math.nan
         ridge = self.parts.config.sesm.ridge / len(self.folds[0]) * sesm.ridge()  # what few labels say weighs less
         loss_commit = ridge.new_zeros(())
@@ -251,8 +252,14 @@ class L2L:
         temperature = config.temperature * (1 - done) + config.temperature_end * done
         temperature = temperature * USUAL / len(self.folds[0])  # what few labels say weighs less
         apart = (weights(state.label) * divergence(cells, ACCEPT)).sum((1, 2)).mean()
-        apart = apart + divergence(samples, ACCEPT).mean()
+        apart = apart + divergence(samples, lean(state)).mean()
         return loss + temperature * apart, logs | {"policy_divergence": apart.item() / 2}
+
+
+def came_out(logits: Tensor, mask: Tensor) -> Tensor:
+    """IoU (B,) of answers (B, h, w) with masks (B, h, w), the foreground share of each cell: nearly what it will be at
+    the picture's own resolution, where a cell at an outline is never wholly right."""
+    return soft_iou((logits > 0).float(), mask)
 
 
 def make_rple(config: Config, *, honest: bool = True, refs: int = 0, labels: int = 0) -> Rple:
