@@ -47,7 +47,6 @@ class State:
 
 
 ACCEPT = 3.0  # logit of acceptance where nothing has been learned: 0.95
-LEAN = 2.0  # a sample's, in what SESM expects of its label (log odds / 2)
 PACE = 4.0  # in front of what is learned: a run is a few hundred of Adam's steps, each of a fixed small size
 MAPS = 7
 FACTS = 10
@@ -92,11 +91,6 @@ def observe(answer: Answer, proposals: Proposals, strong: Tensor, image: Tensor)
     return State(maps, facts, answer.encoded.sentence.float(), label)
 
 
-def lean(state: State) -> Tensor:
-    """Logits (B,) with which samples are accepted before anything is learned: the better, the more SESM expects."""
-    return ACCEPT + LEAN * state.facts[:, 0]
-
-
 class AcceptancePolicy(nn.Module):
     """Logits of acceptance per cell and per sample.
 
@@ -125,4 +119,4 @@ class AcceptancePolicy(nn.Module):
         facts = torch.cat([state.facts, F.dropout(torch.tanh(self.told(state.sentence)), 0.5, self.training)], dim=1)
         hidden = F.gelu(self.inward(state.maps) + self.globals(facts)[:, :, None, None])
         cells = ACCEPT + PACE * self.pixel(torch.cat([hidden, state.maps[:, :VOICES]], dim=1))[:, 0]
-        return cells, lean(state) + PACE * self.sample(facts)[:, 0]
+        return cells, ACCEPT + PACE * self.sample(facts)[:, 0]

@@ -136,10 +136,9 @@ def mended(answer: Answer, regions: Tensor, least: Tensor) -> Answer:
     return dataclasses.replace(answer, proposal=mend(answer.proposal, regions, least=least))
 
 
-def divergence(logits: Tensor, reference: Tensor | float) -> Tensor:
-    """KL divergence in nats of Bernoulli variables from those whose logits are `reference`, elementwise."""
-    reference = torch.as_tensor(reference, dtype=logits.dtype, device=logits.device)
-    start = F.softplus(reference)
+def divergence(logits: Tensor, reference: float) -> Tensor:
+    """KL divergence in nats of Bernoulli variables from one whose logit is `reference`, elementwise."""
+    start = F.softplus(logits.new_tensor(reference))
     return start - reference * logits.sigmoid() - bernoulli_entropy(logits)
 
 

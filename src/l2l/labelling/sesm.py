@@ -103,7 +103,9 @@ class Judge(nn.Module):
 
 def calibrated(score: Tensor, iou: Tensor, *, ridge: float = 1.0) -> tuple[float, float]:
     """Slope and constant of the line in a prior's own log odds that foretells IoU best (Platt, "Probabilistic outputs
-    for support vector machines", 1999; the targets are IoUs), by Newton's method.
+    for support vector machines", 1999; the targets are IoUs).
+
+    By Newton's method with the Hessian's upper bound in its place (Boehning & Lindsay 1988), which cannot overshoot.
 
     Args:
         score, iou: (N,) in [0, 1]. ridge: weight of the squared distance from the score itself, slope and height at
@@ -116,10 +118,10 @@ def calibrated(score: Tensor, iou: Tensor, *, ridge: float = 1.0) -> tuple[float
     facts = torch.stack([odds - middle, torch.ones_like(odds)], dim=1)
     start = torch.stack([torch.ones_like(middle), middle])
     line, kept = start.clone(), ridge * torch.eye(2, dtype=torch.float64)
-    for _ in range(20):
-        p = (facts @ line).sigmoid()
-        slope = facts.T @ (p - iou.double()) + kept @ (line - start)
-        line = line - torch.linalg.solve(facts.T @ (facts * (p * (1 - p))[:, None]) + kept, slope)
+    stride = torch.linalg.inv(facts.T @ facts / 4 + kept)
+    for _ in range(500):
+        slope = facts.T @ ((facts @ line).sigmoid() - iou.double()) + kept @ (line - start)
+        line = line - stride @ slope
     return float(line[0]), float(line[1] - line[0] * middle)
 
 

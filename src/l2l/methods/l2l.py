@@ -21,7 +21,7 @@ from l2l.data.augment import strong_view
 from l2l.data.streams import generator
 from l2l.errors import InputError
 from l2l.labelling.guard import DriftGuard, Evidence
-from l2l.labelling.policy import ACCEPT, AcceptancePolicy, State, lean, observe
+from l2l.labelling.policy import ACCEPT, AcceptancePolicy, State, observe
 from l2l.labelling.reward import (
     agreement_reward,
     gain_reward,
@@ -252,7 +252,7 @@ class L2L:
         temperature = config.temperature * (1 - done) + config.temperature_end * done
         temperature = temperature * USUAL / len(self.folds[0])  # what few labels say weighs less
         apart = (weights(state.label) * divergence(cells, ACCEPT)).sum((1, 2)).mean()
-        apart = apart + divergence(samples, lean(state)).mean()
+        apart = apart + divergence(samples, ACCEPT).mean()
         return loss + temperature * apart, logs | {"policy_divergence": apart.item() / 2}
 
 
