@@ -42,9 +42,9 @@ def test_a_difference_within_the_noise_is_no_drift() -> None:
 
 def test_labels_that_are_mostly_wrong_are_not_learned_from() -> None:
     guard = DriftGuard(honest=True, refs=40)
-    verdict, events = watched(guard, Evidence(0.1, 0.15, 0.15, 0.12))
+    verdict, events = watched(guard, Evidence(0.1, 0.15, 0.15, 0.06))
     assert verdict.weight == 0 and len(events) == 1 and "harm" in events[0]
-    assert watched(guard, Evidence(0.1, 0.3, 0.3, 0.32), 200)[0].weight == 0  # harder to come back than to stay
+    assert watched(guard, Evidence(0.1, 0.3, 0.3, 0.12), 200)[0].weight == 0  # harder to come back than to stay
     assert watched(guard, Evidence(0.1, 0.4, 0.4, 0.5), 200)[0].weight == 1
     assert watched(guard, Evidence(0.1, 0.4, 0.4, math.nan), 20)[0].weight == 1  # nothing accepted, no harm
 
