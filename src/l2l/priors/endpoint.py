@@ -61,7 +61,7 @@ class Endpoint:
         try:
             import openai
         except ImportError as error:
-            raise InputError("--source endpoint needs the openai package: pip install 'l2l[endpoint]'") from error
+            raise InputError("--source endpoint needs the openai package: pip install openai") from error
         self._openai = openai
         self.dialect: Dialect = DIALECTS[dialect] if dialect else dialect_of(model)
         self.model, self.concurrency, self.pixels = model, concurrency, pixels
