@@ -43,6 +43,8 @@ def make_priors(
         more = read(unlabelled, skip_bad=skip_bad)
         bad.found.extend(more.bad)
         samples += [dataclasses.replace(sample, targets=None) for sample in more.samples]
+    if not isinstance(source, str) and file is not None:
+        raise InputError("--file is for --source precomputed")
     asked = _source(source, samples, file, accuracy, seed, bad) if isinstance(source, str) else source
     if source == "simulated":
         samples = [sample for sample in samples if sample.targets is not None]
@@ -80,4 +82,4 @@ def _source(
             assert file is not None
             return Precomputed(file, bad=bad)
         case _:
-            raise InputError(f"no prior source {name}; there are grounder, simulated, precomputed and endpoint")
+            raise InputError(f"no prior source {name}; there are grounder, simulated and precomputed")
