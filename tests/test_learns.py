@@ -53,4 +53,4 @@ def test_the_loop_learns_and_does_not_harm(world: Path, tmp_path: Path) -> None:
     assert probes[-1]["iou_fused"] > 0.9 * probes[-1]["iou_proposal"]  # starts as the identity and stays no worse
     assert probes[-1]["iou_model"] > probes[0]["iou_model"] + 0.03  # the model's own opinion gets better
     assert 0.05 < probes[-1]["coverage_front"] < 0.99 and 0.05 < probes[-1]["coverage_samples"] < 0.999
-    assert probes[-1]["accuracy_selected"] > probes[-1]["accuracy_all"]  # what is believed is better than the rest
+    assert probes[-1]["gain_selected"] > probes[-1]["gain_all"] > 0  # what is believed teaches more than the rest

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from l2l.labelling.policy import ACCEPT, FACTS, MAPS, AcceptancePolicy, State
+from l2l.labelling.policy import ACCEPT, DOUBT, FACTS, MAPS, AcceptancePolicy, State, expected_gain
+from l2l.labelling.reward import weights
 from l2l.labelling.rple import (
     Rple,
     bernoulli_entropy,
+    choose,
     coverage_shift,
     divergence,
     exact_gradient,
@@ -315,9 +317,41 @@ def test_the_other_rules_accept_by_confidence() -> None:
     assert torch.equal(cells > 0, raw_cells.sigmoid() > 0.75) and torch.equal(samples > 0, raw_samples > 0)
 
 
-def test_the_policy_starts_by_accepting() -> None:
-    cells, samples = AcceptancePolicy(words=6).eval()(state_of(6))
-    assert cells.eq(ACCEPT).all() and samples.eq(ACCEPT).all()
+def test_the_policy_starts_by_accepting_cells_and_by_what_samples_are_expected_to_teach() -> None:
+    state = state_of(6)
+    cells, samples = AcceptancePolicy(words=6).eval()(state)
+    worth = state.expected_gain * (2 * state.facts[:, 0]).sigmoid() ** DOUBT
+    assert cells.eq(ACCEPT).all() and torch.equal(samples.argsort(), worth.argsort())
+
+
+def test_the_expected_gain_is_that_of_a_calibrated_label() -> None:
+    """The mean of `gain_reward` over truths drawn from the proposal, cell by cell."""
+    rng = torch.Generator().manual_seed(0)
+    proposal, model = torch.rand(2, 3, 4, 4, generator=rng)
+    label = proposal > 0.5
+    draws = torch.rand(20000, 3, 4, 4, generator=rng) < proposal
+    gain = 4 * ((model - draws.float()) ** 2 - (proposal - draws.float()) ** 2).mean(0)
+    assert torch.allclose(expected_gain(label, proposal, model), (weights(label) * gain).sum((1, 2)), atol=0.02)
+    assert expected_gain(label, proposal, proposal).eq(0).all()
+
+
+def test_samples_are_chosen_without_replacement_and_by_their_odds() -> None:
+    logits, rng = torch.tensor([0.0, 2.0, -30.0, 1.0, 30.0]), torch.Generator().manual_seed(0)
+    firsts = torch.zeros(5)
+    for _ in range(3000):
+        chosen = choose(logits[:4], 2, generator=rng)
+        assert len(chosen) == 2 and chosen.unique().numel() == 2
+        firsts[chosen[0]] += 1
+    assert torch.allclose(firsts[:4] / 3000, logits[:4].softmax(0), atol=0.03)
+    assert choose(logits, 1, generator=rng).tolist() == [4]
+    assert sorted(choose(logits, 9, generator=rng).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_a_fixed_threshold_chooses_samples_by_chance() -> None:
+    logits, rng = torch.linspace(-50, 50, 20), torch.Generator().manual_seed(0)
+    fixed = Rple(policy=AcceptancePolicy(words=6), bands=BANDS, rule="threshold")
+    assert rple_of().choose(logits, 5, rng).tolist() == [19, 18, 17, 16, 15]
+    assert fixed.choose(logits, 5, rng).sort().values.tolist() != [15, 16, 17, 18, 19]
 
 
 @given(st.floats(-30, 30), st.floats(-5, 5))

@@ -142,6 +142,8 @@ class RpleConfig:
     gain: bool = True
     """The reward from held-out labels is how much better a label is than the model's own prediction. Ablation: without,
     how right it is."""
+    candidates: int = 2
+    """Unlabelled pairs that the policy is offered for each one that is learned from."""
     samples: int = 8
     """K, sampled actions per pseudo-label."""
     wrong: float = 3.0
@@ -151,7 +153,7 @@ class RpleConfig:
     utility: float = 0.1
     """Weight of the one-step utility on unlabelled pairs."""
     temperature: float = 0.1
-    """Weight of the policy's divergence from accepting everything, at the start, in units of the reward, with 32
+    """Weight of the policy's divergence from where it starts, at first, in units of the reward, with 32
     held-out referents; with half as many it is twice as large."""
     temperature_end: float = 0.03
     """The same at `sesm.release`; it falls on a line in between."""
@@ -175,6 +177,7 @@ class RpleConfig:
     """The drift guard. Ablation: without, the loop believes in itself whatever the held-out labels say."""
 
     def __post_init__(self) -> None:
+        _check(self.candidates >= 1, "candidates must be at least 1: one pair offered for each one learned from")
         _check(self.samples >= 2, "samples (K) must be at least 2: the baseline is the mean of the others")
         for low, high in ((self.samples_low, self.samples_high), (self.front_low, self.front_high)):
             _check(0 < low < high < 1, "a coverage band is 0 < low < high < 1")

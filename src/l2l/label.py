@@ -19,13 +19,11 @@ import torch
 from torch import Tensor
 
 from l2l.config import Config
-from l2l.data.augment import strong_view
 from l2l.data.images import digest
 from l2l.data.read import DataSet, read
 from l2l.data.readable import readable
 from l2l.data.refer import write_whole
 from l2l.data.splits import Split
-from l2l.data.streams import generator
 from l2l.errors import BadRecords, InputError
 from l2l.evaluate import prepare_split, upsample
 from l2l.labelling.policy import observe
@@ -147,10 +145,10 @@ def _label_rest(
     """Append what is missing. Batches are cut from the whole order, so a resumed call computes the same ones."""
     ids, sentences = pool.ids, pool.sentences
     with path.open("ab") as file:
-        for number, rows in enumerate(torch.arange(len(pool)).split(batch)):
+        for rows in torch.arange(len(pool)).split(batch):
             if int(rows[-1]) < done:
                 continue
-            answer = answer_batch(network, rple, pool, rows, config, prior=prior, number=number)
+            answer = answer_batch(network, rple, pool, rows, config, prior=prior)
             lines = []
             for place, row in enumerate(rows.tolist()):
                 if row >= done:
@@ -166,12 +164,9 @@ def _label_rest(
 
 @torch.no_grad()
 def answer_batch(
-    network: Network, rple: Rple | None, pool: Pool, rows: Tensor, config: Config, *, prior: bool, number: int
+    network: Network, rple: Rple | None, pool: Pool, rows: Tensor, config: Config, *, prior: bool
 ) -> Labelled:
-    """Mask, score and acceptance of some rows: guided by the prior if there is one, as `evaluate.answers` does it.
-
-    The policy compares with a strong view, which is drawn from the run's seed and the batch's `number`.
-    """
+    """Mask, score and acceptance of some rows: guided by the prior if there is one, as `evaluate.answers` does it."""
     x = pool.batch(rows)
     half = choose_precision(config) == torch.bfloat16
     with torch.autocast(config.train.device.split(":")[0], torch.bfloat16, enabled=half):
@@ -184,9 +179,7 @@ def answer_batch(
         score = reliability.float().sigmoid().cpu()
         if rple is None:
             return Labelled(logits.cpu(), score, None, None)
-        strong = strong_view(x.image, generator(config.train.seed, "label", number))
-        other = network(normalise(strong), x.tokens).q
-    cells, samples = rple.decide(observe(answer, x.proposals, other, x.image))
+    cells, samples = rple.decide(observe(answer, x.proposals, x.image))
     front = (logits > 0).float()
     mean = (cells * front).sum((1, 2)) / front.sum((1, 2)).clamp_min(1)
     return Labelled(logits.cpu(), score, samples.cpu(), mean.cpu())

@@ -23,6 +23,8 @@ YARDSTICKS = {
     "rho": "mean ρ, expected IoU of the prior",
     "accuracy_all": "accuracy of all cells",
     "accuracy_selected": "accuracy of the selected region",
+    "gain_all": "gain of P̃† over Q, all samples",
+    "gain_selected": "gain of P̃† over Q, what is selected",
     "coverage": "coverage, all cells",
     "coverage_front": "coverage, foreground",
     "coverage_samples": "coverage, samples",
@@ -41,7 +43,7 @@ TRAINING = (
     ("Reward", (
         ("reward", "held-out", "blue", "-"), ("reward_spread", "spread", "sky", "--"),
         ("reward_agreement", "agreement", "purple", "-"), ("utility", "utility", "orange", "-"))),
-    ("Policy: divergence from accepting, nats per decision", (("policy_divergence", "divergence", "purple", "-"),)),
+    ("Policy: divergence from its start, nats per decision", (("policy_divergence", "divergence", "purple", "-"),)),
     ("Voices in the fused proposal", (
         ("weight_prior", "prior", "grey", "-"), ("weight_model", "model Q", "blue", "--"),
         ("weight_guided", "guided answer M", "red", "-."))),
@@ -115,6 +117,8 @@ def temporal(
         lines = [
             _line(probes, "accuracy_selected", "accuracy, selected", "green"),
             _line(probes, "accuracy_all", "accuracy, all", "grey"),
+            _line(probes, "gain_selected", "gain, selected", "black"),
+            _line(probes, "gain_all", "gain, all", "black", ":"),
             _line(probes, "coverage_samples", "samples taken", "sky", "--"),
             _line(probes, "coverage_front", "foreground taken", "blue", "--"),
             _line(probes, "precision_front", "precision, accepted", "red"),

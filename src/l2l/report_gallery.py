@@ -156,7 +156,7 @@ def _cases(
     autocast = torch.autocast(config.train.device.split(":")[0], torch.bfloat16, enabled=bf16)
     rple = extra if isinstance(extra, Rple) else None
     batches = [pool.batch(part) for part in torch.tensor(rows).split(32)]
-    judged = judge(network, rple, batches, autocast=autocast, seed=config.train.seed)
+    judged = judge(network, rple, batches, autocast=autocast)
     names = {"alone": "prior", "without": "model alone", "with": "run"}
     ids, sentences, made = pool.ids, pool.sentences, []
     for place, row in enumerate(rows):

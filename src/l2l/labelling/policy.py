@@ -1,6 +1,7 @@
 """The acceptance policy pi(a|s): one Bernoulli for each stride-4 cell of a pseudo-label and one for the sample.
 
-It starts by accepting nearly everything, and learns what to refuse.
+Of a sample it accepts nearly every cell to begin with, and learns what to refuse. Samples it ranks by what they are
+expected to teach, and learns where that expectation is wrong.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2l.labelling.reward import boundary
+from l2l.labelling.reward import boundary, weights
 from l2l.labelling.sesm import soft_iou, to_logit
 from l2l.model.network import Answer
 from l2l.proposals.proposal import Proposals
@@ -23,10 +24,10 @@ class State:
 
     maps: Tensor
     """(B, MAPS, h, w) float32: what each of the `VOICES` says for the label, in log odds / 4 (fused proposal, model,
-    model on the strong view, prior; 0 without one), the label's outline, edges of the picture, and the label as +-1."""
+    guided answer, prior; 0 without one), the label's outline, edges of the picture, and the label as +-1."""
     facts: Tensor
     """(B, FACTS) float32: SESM's expected IoU of label, prior and model (log odds / 2), the prior's weight, the mean of
-    the three predictions inside the label, and how far they agree."""
+    the three predictions inside the label, how far they agree, and `expected_gain` (the log of it)."""
     sentence: Tensor
     """(B, D) float32."""
     label: Tensor
@@ -42,15 +43,22 @@ class State:
         """(B, h, w) in [0, 1]: the fused proposal."""
         return (4 * self.maps[:, 0] * self.maps[:, -1]).sigmoid()
 
-    def __getitem__(self, rows: slice) -> State:
+    @property
+    def expected_gain(self) -> Tensor:
+        """(B,) what a sample would teach if its label were calibrated, see `expected_gain`."""
+        return self.facts[:, -1].exp()
+
+    def __getitem__(self, rows: slice | Tensor) -> State:
         return State(self.maps[rows], self.facts[rows], self.sentence[rows], self.label[rows])
 
 
 ACCEPT = 3.0  # logit of acceptance where nothing has been learned: 0.95
+SLOPE = 3.0  # of a sample's first logit in the log of what it is expected to teach
+DOUBT = 2.0  # power of the expected IoU in that: a label that is wrong costs
 PACE = 4.0  # in front of what is learned: a run is a few hundred of Adam's steps, each of a fixed small size
 MAPS = 7
-FACTS = 10
-VOICES = 4  # the first maps: fused proposal, model, model on the strong view, prior
+FACTS = 11
+VOICES = 4  # the first maps: fused proposal, model, guided answer, prior
 
 
 def edges(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -62,32 +70,42 @@ def edges(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.adaptive_max_pool2d(both, size)[:, 0].clamp(0, 1)
 
 
+def expected_gain(label: Tensor, proposal: Tensor, model: Tensor) -> Tensor:
+    """What `reward.gain_reward` would be on average if the proposal were calibrated, that is, if the truth were drawn
+    from it: 4 (q - p)^2, weighted and summed over the sample, (B,). So nothing unsure is refused for being unsure.
+
+    Args:
+        label: bool (B, h, w), the proposal cut at 0.5. proposal, model: p and q, in [0, 1], (B, h, w).
+    """
+    return (weights(label) * 4 * (model - proposal) ** 2).sum((1, 2))
+
+
 @torch.no_grad()
-def observe(answer: Answer, proposals: Proposals, strong: Tensor, image: Tensor) -> State:
+def observe(answer: Answer, proposals: Proposals, image: Tensor) -> State:
     """Build the state of a batch.
 
     Args:
         answer: the teacher's, on the weak view, with proposals; its fused proposal is what is judged.
-        strong: logits (B, h, w) without prior on the strong view of the same pixels.
         image: the weak view, (B, 3, H, W).
     """
-    elevated, proposal = answer.elevated, answer.proposal
-    assert elevated is not None and proposal is not None
-    proposal, soft = proposal.float(), proposals.soft.float()
+    elevated, proposal, guided = answer.elevated, answer.proposal, answer.guided
+    assert elevated is not None and proposal is not None and guided is not None
+    proposal, q, guided, soft = proposal.float(), answer.q.float(), guided.float(), proposals.soft.float()
     label = proposal > 0
     side = label.float() * 2 - 1  # how far each voice is for the label: log odds, positive where it agrees
     here = proposals.present.float()[:, None, None]
-    voices = [proposal.clamp(-6, 6), answer.q.float().clamp(-6, 6), strong.float().clamp(-6, 6), to_logit(soft) * here]
+    voices = [*(voice.clamp(-6, 6) for voice in (proposal, q, guided)), to_logit(soft) * here]
     shape = (proposal.shape[1], proposal.shape[2])
     maps = torch.stack(
         [*(voice * side / 4 for voice in voices), boundary(label).float(), edges(image, shape), side], dim=1
     )
-    fused, model, other = proposal.sigmoid(), answer.q.float().sigmoid(), strong.float().sigmoid()
+    fused, model, other = proposal.sigmoid(), q.sigmoid(), guided.sigmoid()
     size = label.float().sum((1, 2)).clamp_min(1)
     inside = [(one * label).sum((1, 2)) / size for one in (fused, model, other)]
     agree = [soft_iou(fused, model), soft_iou(model, other), soft_iou(soft, model) * here[:, 0, 0]]
     told = [one.float().clamp(-4, 4) / 2 for one in (elevated.score, elevated.rho, elevated.kappa)]
-    facts = torch.stack([*told, elevated.weights[:, 0].float(), *inside, *agree], dim=1)  # (B, FACTS)
+    gain = expected_gain(label, fused, model).clamp_min(1e-4).log()
+    facts = torch.stack([*told, elevated.weights[:, 0].float(), *inside, *agree, gain], dim=1)  # (B, FACTS)
     return State(maps, facts, answer.encoded.sentence.float(), label)
 
 
@@ -119,4 +137,11 @@ class AcceptancePolicy(nn.Module):
         facts = torch.cat([state.facts, F.dropout(torch.tanh(self.told(state.sentence)), 0.5, self.training)], dim=1)
         hidden = F.gelu(self.inward(state.maps) + self.globals(facts)[:, :, None, None])
         cells = ACCEPT + PACE * self.pixel(torch.cat([hidden, state.maps[:, :VOICES]], dim=1))[:, 0]
-        return cells, ACCEPT + PACE * self.sample(facts)[:, 0]
+        return cells, self.start(state) + PACE * self.sample(facts)[:, 0]
+
+    @staticmethod
+    def start(state: State) -> Tensor:
+        """Logits (B,) of the samples before anything is learned: the more they are expected to teach, the higher. From
+        expected gain x (expected IoU)^`DOUBT`."""
+        score = F.logsigmoid(2 * state.facts[:, 0])
+        return SLOPE * (state.facts[:, -1] + DOUBT * score)

@@ -136,10 +136,21 @@ def mended(answer: Answer, regions: Tensor, least: Tensor) -> Answer:
     return dataclasses.replace(answer, proposal=mend(answer.proposal, regions, least=least))
 
 
-def divergence(logits: Tensor, reference: float) -> Tensor:
-    """KL divergence in nats of Bernoulli variables from one whose logit is `reference`, elementwise."""
-    start = F.softplus(logits.new_tensor(reference))
-    return start - reference * logits.sigmoid() - bernoulli_entropy(logits)
+def divergence(logits: Tensor, reference: Tensor | float) -> Tensor:
+    """KL divergence in nats of Bernoulli variables from those whose logits are `reference`, elementwise."""
+    reference = torch.as_tensor(reference, dtype=logits.dtype, device=logits.device)
+    return F.softplus(reference) - reference * logits.sigmoid() - bernoulli_entropy(logits)
+
+
+def choose(logits: Tensor, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """`count` of the samples, without replacement, each next one with odds exp(logit) among those left (Gumbel top-k;
+    Kool et al., "Stochastic beams and where to find them", ICML 2019): places (count,), best first.
+
+    Args:
+        logits: (B,); nothing of it gets a gradient.
+    """
+    noise = _uniform(logits.shape, generator, logits).clamp(1e-9, 1 - 1e-7)
+    return (logits.detach() - (-noise.log()).log()).argsort(descending=True)[:count]
 
 
 class Rple(nn.Module):
@@ -208,6 +219,11 @@ class Rple(nn.Module):
         if self.rule == "confidence":
             return (cells.sigmoid() > self.wrong / (1 + self.wrong)).float(), (samples > 0).float()
         return cells.sigmoid(), samples.sigmoid()
+
+    def choose(self, samples: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Which of the offered samples are learned from: places (count,), see `choose`. A fixed threshold knows no
+        better than chance."""
+        return choose(samples if self.rule != "threshold" else torch.zeros_like(samples), count, generator=generator)
 
     @torch.no_grad()
     def decide(self, state: State) -> tuple[Tensor, Tensor]:

@@ -96,51 +96,52 @@ class L2L:
         if shut:  # labels take the place of the pseudo-labels
             rows = torch.cat([rows, parts.refs_at("labelled instead", step, config.train.unlabelled, seen)])
         x = parts.weak(rows, "labelled", step, swap=config.sesm.swap, drop=config.sesm.drop)
-        u = parts.weak(parts.rows_at("unlabelled", step, config.train.unlabelled, self.unlabelled), "unlabelled", step)
-        shown = [] if alone else [("unlabelled", u)]  # to the teacher; the held-out pairs first, while they teach
+        shown: list[tuple[str, Batch]] = []  # to the teacher: the held-out pairs while they teach, and candidates
         if learning:
             h = parts.weak(parts.refs_at("held out", step, config.train.held_out, held), "held out", step,
                            drop=config.sesm.drop)  # fmt: skip
-            shown.insert(0, ("held out", h))
+            shown.append(("held out", h))
+        if not alone:
+            offer = config.rple.candidates * config.train.unlabelled
+            u = parts.weak(parts.rows_at("unlabelled", step, offer, self.unlabelled), "unlabelled", step)
+            shown.append(("unlabelled", u))
         assert x.mask is not None
-        x_s = strong_view(x.image, parts.rng("strong x", step))
-        u_s = strong_view(u.image, parts.rng("strong u", step))
         count_x, count_h = len(x.rows), len(h.rows) if learning else 0
 
+        if shown:
+            both = joined(*(batch for _, batch in shown))
+            with parts.autocast(), torch.no_grad():
+                teacher = plain = parts.teacher(normalise(both.image), both.tokens, both.proposals)
+            assert teacher.elevated is not None
+            elevated, regions = teacher.elevated, None
+            if self.regions is not None:
+                regions = torch.cat([self._regions(name, step, batch) for name, batch in shown])
+                teacher = mended(teacher, regions, parts.teacher.sesm.least.detach())
+            state = observe(teacher, both.proposals, both.image)
+            cells, samples = self.extra.judge(state, remember=slice(None) if alone else slice(count_h, None))
+            accept, take = self.extra.accept(state, cells.detach(), samples.detach())
+
+        x_s = strong_view(x.image, parts.rng("strong x", step))
+        images, tokens, proposals = x_s, x.tokens, x.proposals
+        if not alone:
+            chosen = self.extra.choose(samples[count_h:], config.train.unlabelled, parts.rng("choice", step))
+            some = u[chosen]
+            images = torch.cat([x_s, strong_view(some.image, parts.rng("strong u", step))])
+            tokens, proposals = torch.cat([x.tokens, some.tokens]), joined(x, some).proposals
         with parts.autocast():
-            # one batched pass for both streams of the student, one without a graph for the teacher
-            student = parts.network(
-                normalise(torch.cat([x_s] if alone else [x_s, u_s])),
-                x.tokens if alone else torch.cat([x.tokens, u.tokens]),
-                x.proposals if alone else joined(x, u).proposals,
-            )
-            with torch.no_grad():
-                both = joined(*(batch for _, batch in shown)) if shown else None
-                teacher = None if both is None else parts.teacher(normalise(both.image), both.tokens, both.proposals)
-                strong = [] if alone else [student.q[count_x:].detach()]
-                if learning:
-                    seen_h = normalise(strong_view(h.image, parts.rng("strong h", step)))
-                    strong.insert(0, parts.network(seen_h, h.tokens).q)
+            student = parts.network(normalise(images), tokens, proposals)
 
         loss_x = segmentation_loss(student.q[:count_x], x.mask).mean()
         loss_xg = segmentation_loss(student.guided[:count_x], x.mask).mean()
         loss = loss_x + loss_xg
         logs = {"loss_x": loss_x.item(), "loss_x_guided": loss_xg.item()}
 
-        if both is None or teacher is None:
+        if not shown:
             return loss, logs
-        assert teacher.elevated is not None
-        elevated, plain, regions = teacher.elevated, teacher, None
-        if self.regions is not None:
-            regions = torch.cat([self._regions(name, step, batch) for name, batch in shown])
-            teacher = mended(teacher, regions, parts.teacher.sesm.least.detach())
-        state = observe(teacher, both.proposals, torch.cat(strong), both.image)
-        cells, samples = self.extra.judge(state, remember=slice(None) if alone else slice(count_h, None))
-        accept, take = self.extra.accept(state, cells.detach(), samples.detach())
         if learning:
             assert h.mask is not None
             loss_sesm, told = self._sesm_loss(h, plain, regions)
-            loss_policy, rewards = self._policy_loss(step, h, u, state, cells, samples, teacher, alone)
+            loss_policy, rewards = self._policy_loss(step, h, None if alone else u, state, cells, samples, teacher)
             loss, logs = loss + loss_sesm + loss_policy, logs | told | rewards
             precision = accepted_precision(accept[:count_h], take[:count_h], state.label[:count_h], h.mask > 0.5)
             if guard is not None:
@@ -149,10 +150,12 @@ class L2L:
         if alone:
             return loss, logs
 
-        label_u, accept, take = state.label[count_h:].float(), accept[count_h:], take[count_h:]
-        target = state.proposal[count_h:] if config.rple.soft else label_u
+        take, at = take[count_h:], count_h + chosen
+        label_u, accept = state.label[at].float(), accept[at]
+        target = state.proposal[at] if config.rple.soft else label_u
         weight = config.train.unlabelled_weight
-        share = take / take.mean().clamp_min(1e-3)  # which samples count, not how much all of them do
+        # which samples count, not how much all of them do; among those that were chosen all count alike
+        share = take[chosen] / take.mean().clamp_min(1e-3) if config.rple.candidates == 1 else torch.ones_like(at)
         loss_u = (segmentation_loss(student.q[count_x:], target, accept) * share).mean()
         loss_ug = (segmentation_loss(student.guided[count_x:], target, accept) * share).mean()
         front = (accept * label_u).sum() / label_u.sum().clamp_min(1)
@@ -207,8 +210,7 @@ class L2L:
         }  # fmt: skip
 
     def _policy_loss(
-        self, step: int, h: Batch, u: Batch, state: State, cells: Tensor, samples: Tensor, teacher: Answer,
-        alone: bool,
+        self, step: int, h: Batch, u: Batch | None, state: State, cells: Tensor, samples: Tensor, teacher: Answer,
     ) -> tuple[Tensor, dict[str, float]]:
         """REINFORCE on the held-out labels, plus agreement and one-step utility on the unlabelled pairs."""
         config = self.parts.config.rple
@@ -231,7 +233,7 @@ class L2L:
             held = policy_gradient(cells[:count], samples[:count], truth, count=config.samples, generator=rng)
         loss = held.loss
         logs = {"reward": float(held.sample_value.mean()), "reward_spread": float(held.spread)}
-        if not alone and (config.agreement or config.utility):
+        if u is not None and (config.agreement or config.utility):
             label, q = state.label[count:], teacher.q[count:]
             direction = held_out_direction(teacher.q[:count], teacher.features[:count], h.mask > 0.5)
             agree = agreement_reward(label, u.proposals.soft, q.sigmoid(), teacher.proposal[count:].sigmoid(),
@@ -245,14 +247,15 @@ class L2L:
                     cells[count:], samples[count:], blind, count=config.samples, generator=rng
                 ).loss
             logs |= {"reward_agreement": float(agree.sum((1, 2)).mean()), "utility": float(useful.sum((1, 2)).mean())}
-        # Kept near the policy that accepts, in the reward's own units (each cell by its weight): the best policy is
-        # then sigma(its logit + expected reward / temperature). What earns nothing stays accepted; refusing has to pay.
+        # Kept near where it started, in the reward's own units (each cell by its weight): the best policy is then
+        # sigma(its first logit + expected reward / temperature). Of cells what earns nothing stays accepted; refusing
+        # has to pay.
         run = self.parts.config
         done = min(1.0, step / (run.sesm.release * run.train.steps))
         temperature = config.temperature * (1 - done) + config.temperature_end * done
         temperature = temperature * USUAL / len(self.folds[0])  # what few labels say weighs less
         apart = (weights(state.label) * divergence(cells, ACCEPT)).sum((1, 2)).mean()
-        apart = apart + divergence(samples, ACCEPT).mean()
+        apart = apart + divergence(samples, self.extra.policy.start(state)).mean()
         return loss + temperature * apart, logs | {"policy_divergence": apart.item() / 2}
 
 

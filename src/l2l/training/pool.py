@@ -56,6 +56,13 @@ class Batch:
     mask: Tensor | None = None
     """(B, h, w) float in [0, 1]: the share of each stride-4 cell that is foreground; `None` for unlabelled pairs."""
 
+    def __getitem__(self, places: Tensor) -> Batch:
+        """Some of the pairs."""
+        given = self.proposals
+        some = Proposals(given.soft[places], given.score[places], given.present[places])
+        mask = None if self.mask is None else self.mask[places]
+        return Batch(self.rows[places], self.image[places], self.tokens[places], some, mask)
+
 
 def joined(*batches: Batch) -> Batch:
     """Batches as one, without masks."""

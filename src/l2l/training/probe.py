@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2l.data.augment import strong_view
 from l2l.data.streams import generator
 from l2l.labelling.policy import State, observe
+from l2l.labelling.reward import gain_reward
 from l2l.labelling.rple import Rple, mended
 from l2l.model.network import Network
 from l2l.proposals.regions import nearest, region_bank
@@ -54,10 +54,10 @@ class Judged:
 
 @torch.no_grad()
 def judge(
-    network: Network, rple: Rple | None, batches: list[Batch], *, autocast: torch.autocast, seed: int = 0,
+    network: Network, rple: Rple | None, batches: list[Batch], *, autocast: torch.autocast,
     regions: list[Tensor] | None = None,
 ) -> Judged:
-    """Run teacher, SESM and policy over batches as they are (no weak view); the strong view is drawn from `seed`.
+    """Run teacher, SESM and policy over batches as they are (no weak view).
 
     `regions`: of each batch, (B, scales, 2h, 2w), where pseudo-labels are mended with them.
     """
@@ -75,11 +75,8 @@ def judge(
                 "guided": answer.guided.sigmoid(), "rho": elevated.rho.sigmoid(), "present": batch.proposals.present,
                 "expected": elevated.score.sigmoid(),
             }  # fmt: skip
-            if rple is not None:
-                strong = strong_view(batch.image, generator(seed, "judge", number))
-                other = network(normalise(strong), batch.tokens).q
         if rple is not None:
-            state: State = observe(answer, batch.proposals, other, batch.image)
+            state: State = observe(answer, batch.proposals, batch.image)
             out["cells"], out["samples"] = rple.decide(state)
         for name, value in out.items():
             parts.setdefault(name, []).append(value.cpu())
@@ -104,7 +101,8 @@ def threshold_precision(confidence: Tensor, label: Tensor, truth: Tensor, covera
 def measure(judged: Judged, truth: Tensor) -> dict[str, float]:
     """The yardsticks. truth: bool (N, h, w).
 
-    `precision_front_60` is that of the surest 60 % of the foreground, by confidence x expected IoU of the sample.
+    `gain_selected` is what a sample that is learned from teaches (`labelling.reward.gain_reward`), `gain_all` what any
+    sample would. `precision_front_60` is that of the surest 60 % of the foreground, by confidence x expected IoU of the sample.
     `precision_at_own_coverage` ranks the cells by the policy and cuts where its mean acceptance lies, so that it meets
     `threshold_best` (the best of three fixed confidence thresholds, picked with hindsight) at the same coverage.
     """
@@ -119,6 +117,7 @@ def measure(judged: Judged, truth: Tensor) -> dict[str, float]:
     if judged.cells is None or judged.samples is None:
         return out
     accepted, right, front = judged.accepted, label == truth, label.float()
+    gain = gain_reward(judged.fused, truth, judged.q)
     coverage = float((accepted * front).sum() / front.sum().clamp_min(1))
     confidences = {
         "fused": judged.fused, "model": judged.q,
@@ -131,6 +130,8 @@ def measure(judged: Judged, truth: Tensor) -> dict[str, float]:
         "coverage_samples": float(judged.samples.mean()),
         "accuracy_selected": float((accepted * right).sum() / accepted.sum().clamp_min(1e-6)),
         "accuracy_all": float(right.float().mean()),
+        "gain_selected": float((accepted * gain).sum() / judged.samples.sum().clamp_min(1e-6)),
+        "gain_all": float(gain.sum((1, 2)).mean()),
         "precision_front": float((accepted * front * truth).sum() / (accepted * front).sum().clamp_min(1e-6)),
         "precision_front_all": float((front * truth).sum() / front.sum().clamp_min(1)),
         "precision_at_own_coverage": threshold_precision(accepted, label, truth, coverage),
@@ -168,5 +169,4 @@ class Probe:
             maps = region_bank(parts.pool.images)
             size = (2 * self.truth.shape[1], 2 * self.truth.shape[2])
             regions = [nearest(maps[parts.pool.image_of[rows]], size).to(parts.pool.device) for rows in parted]
-        return judge(parts.teacher, rple, batches, autocast=parts.autocast(), seed=parts.config.train.seed,
-                     regions=regions)  # fmt: skip
+        return judge(parts.teacher, rple, batches, autocast=parts.autocast(), regions=regions)
