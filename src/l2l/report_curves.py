@@ -117,8 +117,8 @@ def temporal(
         lines = [
             _line(probes, "accuracy_selected", "accuracy, selected", "green"),
             _line(probes, "accuracy_all", "accuracy, all", "grey"),
-            _line(probes, "gain_selected", "gain, selected", "black"),
-            _line(probes, "gain_all", "gain, all", "black", ":"),
+            _line(probes, "gain_selected", "gain, selected", "green", "-."),
+            _line(probes, "gain_all", "gain, all", "grey", ":"),
             _line(probes, "coverage_samples", "samples taken", "sky", "--"),
             _line(probes, "coverage_front", "foreground taken", "blue", "--"),
             _line(probes, "precision_front", "precision, accepted", "red"),
