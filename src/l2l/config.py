@@ -259,6 +259,10 @@ class TrainConfig:
         _check(min(self.save_every, self.probe_every) >= 1, "save_every and probe_every count steps")
 
 
+SINCE: dict[str, tuple[str, ...]] = {}
+"""Settings by section that came later and whose default is what was before: left alone, they do not rename a run."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything a run depends on."""
@@ -281,6 +285,10 @@ class Config:
         value["rivals"] = {name: value["rivals"][name] for name in READ_BY.get(self.train.method, ())}
         if not value["rivals"]:
             value.pop("rivals")
+        for section, names in SINCE.items():  # as if they were not there, where they do nothing
+            for name in names:
+                if value[section][name] == getattr(getattr(Config(), section), name):
+                    value[section].pop(name)
         if self.train.method != "l2l":
             value.pop("rple")
             for name in ("held_out", "rotate", "release", "use", "guidance", "weigh", "calibrate", "ridge", "regions"):
