@@ -32,7 +32,7 @@ from l2l.training.checkpoint import load_tensors
 from l2l.training.loop import CHECKPOINT, METRICS
 
 COMMANDS = ["demo", "data check", "data scenes", "data split", "prior", "train"]
-COMMANDS += ["evaluate", "predict", "label", "report"]
+COMMANDS += ["data recipe", "evaluate", "predict", "label", "report", "benchmark"]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ Values = dict[tuple[str, str], dict[int, float]]
 HOW = {"prior": "with the prior", "no_prior": "without a prior"}
 PSEUDO = {
     "iou_proposal": "P† IoU", "iou_fused": "P̃† IoU", "accuracy_selected": "accuracy, selected",
-    "gain_selected": "gain, selected", "gain_all": "gain, all", "coverage_samples": "samples taken", "coverage_front": "foreground taken",
+    "gain_selected": "gain, selected", "gain_all": "gain, all",
+    "coverage_samples": "samples taken", "coverage_front": "foreground taken",
     "precision_front": "precision, accepted foreground", "precision_at_own_coverage": "precision, policy cut",
     "threshold_best": "precision, best threshold",
 }  # fmt: skip

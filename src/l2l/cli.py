@@ -36,8 +36,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 fine, 1 `data check` found problems or a cell of `benchmark`
-    failed, 2 a mistake, 130 interrupted."""
+    """Run one command; returns the exit code: 0 fine, 1 `data check` found problems, `data recipe` a set that
+    is not whole, or a cell of `benchmark` failed, 2 a mistake, 130 interrupted."""
     try:
         args = parser().parse_args(argv)
         code = args.run(args)
@@ -102,6 +102,13 @@ def parser() -> argparse.ArgumentParser:
     _where(one)
     _scenes(one)
     one.add_argument("--skip-bad", action="store_true", help="set bad records aside")
+
+    one = _command(kinds, "recipe", _data_recipe, "RefCOCO and its kin: what to get, what is there, the field's splits",
+                   "l2l data recipe refcoco_unc --root data")  # fmt: skip
+    one.add_argument("name", metavar="NAME", help="refcoco_unc, refcoco_google, refcoco+_unc, refcocog_umd, "
+                     "refcocog_google or grefcoco_unc")  # fmt: skip
+    one.add_argument("--root", type=Path, default=Path("data"), metavar="DIR",
+                     help="the folder that holds the set's folder and the pictures' (data)")  # fmt: skip
 
     one = _command(commands, "prior", _prior, "ask a frozen model about every pair, once",
                    "l2l prior refcoco --source precomputed --file answers.jsonl --out priors")  # fmt: skip
@@ -269,6 +276,14 @@ def _data_split(args: argparse.Namespace) -> None:
     split = draw(dataset.samples, args.rate, args.seed, data=dataset.name)
     split.save(args.out)
     print(f"{args.out}: {len(split.images)} labelled images, hash {split.hash}")
+
+
+def _data_recipe(args: argparse.Namespace) -> int:
+    from l2l.data.refcoco import guide
+
+    text, whole = guide(args.name, args.root)
+    print(text)
+    return 0 if whole else 1
 
 
 def _prior(args: argparse.Namespace) -> int:

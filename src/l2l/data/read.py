@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from l2l.data.folder import read_folder, read_pairs
+from l2l.data.grefer import grefs_file, grefs_files, read_grefer
 from l2l.data.refer import read_refer, refs_file, refs_files
 from l2l.errors import BadRecord, BadRecords, InputError
 from l2l.sample import Sample
@@ -71,10 +72,10 @@ def read(
     """Read a data set by what is there.
 
     Args:
-        data: `scenes` for drawn pictures, a folder with `refs(*).p` (REFER) or with `metadata.jsonl`, or a JSONL file
-            of image-sentence pairs.
+        data: `scenes` for drawn pictures, a folder with `refs(*).p` (REFER), `grefs(*).json` (gRefCOCO) or
+            `metadata.jsonl`, or a JSONL file of image-sentence pairs.
         images: the picture folder, if it is not where the format puts it.
-        refs: which `refs(*).p` of a REFER folder that has several.
+        refs: which `refs(*).p` or `grefs(*).json` of a folder that has several.
         skip_bad: set bad records aside (`DataSet.bad`) instead of stopping at the first.
         scenes_count: how many pictures to draw.
         scenes_seed: the seed to draw them from.
@@ -95,12 +96,18 @@ def read(
     path = Path(data)
     bad = BadRecords(skip=skip_bad)
     name = path.resolve().name
-    if path.is_dir() and refs_files(path):
+    if path.is_dir() and grefs_files(path):
+        if refs_files(path):
+            raise InputError("both refs(*).p and grefs(*).json; give each set a folder of its own", file=path)
+        file = grefs_file(path, refs)
+        name = name if refs is None else f"{name}_{refs}"
+        samples = read_grefer(path, images=images, refs=refs, bad=bad)
+    elif path.is_dir() and refs_files(path):
         file = refs_file(path, refs)
         name = name if refs is None else f"{name}_{refs}"
         samples = read_refer(path, images=images, refs=refs, bad=bad)
     elif refs is not None:
-        raise InputError(f"refs={refs} chooses among refs(*).p files, and there are none here", file=path)
+        raise InputError(f"refs={refs} chooses among refs(*).p or grefs(*).json, and there are none here", file=path)
     elif path.is_dir() and (path / "metadata.jsonl").is_file():
         file = path / "metadata.jsonl"
         samples = read_folder(path, images=images, bad=bad)
@@ -126,7 +133,8 @@ def _what_is_wrong(path: Path) -> str:
         return "no such file or folder (and the only data set with a name is scenes)"
     if not path.is_dir():
         return "of files, only .jsonl with image-sentence pairs can be read"
-    inside = [str(folder) for folder in sorted(path.iterdir()) if folder.is_dir() and refs_files(folder)]
+    folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
+    inside = [str(folder) for folder in folders if refs_files(folder) or grefs_files(folder)]
     if inside:
         return f"this folder holds data sets; name one of them: {', '.join(inside)}"
-    return "no data set: looked for refs(*).p with instances.json, and for metadata.jsonl"
+    return "no data set: looked for refs(*).p or grefs(*).json with instances.json, and for metadata.jsonl"

@@ -13,7 +13,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -45,11 +45,23 @@ def read_refer(
     Raises:
         InputError: if a file is missing or unreadable, if it is not clear which refs are meant, or for a bad ref.
     """
-    bad = BadRecords() if bad is None else bad
     path = refs_file(root, refs)
-    records = load_plain(path)
+    return read_records(path, load_plain(path), images=images, bad=BadRecords() if bad is None else bad)
+
+
+def read_records(
+    path: Path, records: object, *, images: Path | None, bad: BadRecords,
+    check: Callable[[dict[str, Any], Sample], None] | None = None,
+) -> list[Sample]:
+    """What `read_refer` does with the records of its file: one sample per ref, in their order.
+
+    Args:
+        path: the refs file, `instances.json` beside it.
+        check: what else to ask of a ref and its sample; it raises `InputError`.
+    """
     if not isinstance(records, list):
-        raise InputError("a REFER file is a list of refs", file=path)
+        raise InputError("a refs file is a list of refs", file=path)
+    root = path.parent
     instances = _Instances(root / "instances.json", bad)
     pictures = _Pictures(_picture_folders(root) if images is None else [images])
 
@@ -58,6 +70,8 @@ def read_refer(
         name = f"ref {ref['ref_id']}" if isinstance(ref, dict) and "ref_id" in ref else f"record {index}"
         try:
             sample = _sample(ref, instances, pictures, f"{path.name}, {name}")
+            if check:
+                check(ref, sample)
             if sample.id in samples:
                 raise InputError("a second ref with this id")
             samples[sample.id] = sample

@@ -102,7 +102,8 @@ def measure(judged: Judged, truth: Tensor) -> dict[str, float]:
     """The yardsticks. truth: bool (N, h, w).
 
     `gain_selected` is what a sample that is learned from teaches (`labelling.reward.gain_reward`), `gain_all` what any
-    sample would. `precision_front_60` is that of the surest 60 % of the foreground, by confidence x expected IoU of the sample.
+    sample would. `precision_front_60` is that of the surest 60 % of the foreground, by confidence x expected IoU of
+    the sample.
     `precision_at_own_coverage` ranks the cells by the policy and cuts where its mean acceptance lies, so that it meets
     `threshold_best` (the best of three fixed confidence thresholds, picked with hindsight) at the same coverage.
     """
