@@ -33,6 +33,11 @@ class DataConfig:
     """JSONL file of further image-sentence pairs without masks."""
     prior: str = ""
     """A prior store, or a JSONL file of priors; empty for none."""
+    sam: str = ""
+    """SAM or SAM 2, which then makes the proposals and the bank of regions, from the original pictures: a name on the
+    Hugging Face hub or a folder (extra `transformers`). Empty: they are made of colours and over-segmentation."""
+    sam_points: int = 32
+    """Side of the grid of points that SAM is asked about for the bank of regions."""
     rate: float = 0.05
     """Share of the training images whose masks are used."""
     labels_from: str = ""
@@ -60,6 +65,7 @@ class DataConfig:
         _check(min(self.height, self.width) >= 32, "pictures below 32 pixels leave the last stage nothing to see")
         _check(self.words >= 1, "words must be at least 1")
         _check(self.scenes_count >= 10, "scenes_count must be at least 10")
+        _check(self.sam_points >= 1, "sam_points must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +265,7 @@ class TrainConfig:
         _check(min(self.save_every, self.probe_every) >= 1, "save_every and probe_every count steps")
 
 
-SINCE: dict[str, tuple[str, ...]] = {}
+SINCE: dict[str, tuple[str, ...]] = {"data": ("sam", "sam_points")}
 """Settings by section that came later and whose default is what was before: left alone, they do not rename a run."""
 
 

@@ -25,7 +25,7 @@ from l2l.proposals.bank import PriorBank, read_priors, soft_maps
 from l2l.sample import Sample
 from l2l.training.loop import CHECKPOINT, load_run
 from l2l.training.pool import Pool, build_pool, grid_size, normalise
-from l2l.training.prepare import choose_precision, read_data
+from l2l.training.prepare import choose_precision, choose_sam, read_data
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def prepare_split(
     if not prior:
         return pool, None
     bank = read_priors(prior, samples, bad=bad)
-    return pool.with_proposals(*soft_maps(bank.priors, pool.images, pool.image_of, grid_size(size))), bank
+    return pool.with_proposals(*soft_maps(bank.priors, pool.images, pool.image_of, grid_size(size),
+                                          sam=choose_sam(config), pictures=pool.pictures)), bank  # fmt: skip
 
 
 def answers(

@@ -20,9 +20,10 @@ from l2l.model.text import Vocabulary
 from l2l.priors.prior import Prior, from_pixels
 from l2l.proposals.affinity import propose
 from l2l.proposals.proposal import Proposals
+from l2l.proposals.sam import propose_with
 from l2l.training.loop import load_run
 from l2l.training.pool import grid_size, normalise, resize
-from l2l.training.prepare import choose_precision
+from l2l.training.prepare import choose_precision, choose_sam
 
 BOX_SCORE = 0.9  # a box given by hand is meant, but the sentence may still overrule it
 COLOUR = (255, 64, 64)
@@ -63,6 +64,8 @@ class Predictor:
         self.vocabulary = Vocabulary(tuple(about["vocabulary"]))
         self._small: Tensor | None = None
         self._size = (0, 0)
+        self._sam = choose_sam(config)
+        self._for_sam: np.ndarray | None = None  # the picture, until SAM is asked about it
 
     def set_image(self, image: Path | str | Image.Image | np.ndarray) -> None:
         """Choose the picture: a path, a Pillow image, or uint8 (H, W, 3) RGB or (H, W) grey.
@@ -73,6 +76,7 @@ class Predictor:
         picture = pixels(image)
         self._size = (picture.shape[0], picture.shape[1])
         self._small = resize(picture, (self.config.data.height, self.config.data.width))
+        self._for_sam = picture
 
     @torch.no_grad()
     def segment(self, sentence: str, box: Sequence[float] | None = None) -> Prediction:
@@ -111,7 +115,14 @@ class Predictor:
         if len(box) != 4:
             raise InputError(f"a box has 4 numbers, not {len(box)}")
         prior = Prior(boxes=(from_pixels(box, self._size),), scores=(BOX_SCORE,))
-        soft = (propose([prior], image, cells) * 255).round() / 255  # as coarse as the tables of training
+        if self._sam is None:
+            soft = propose([prior], image, cells)
+        else:
+            if self._for_sam is not None:
+                self._sam.set_image(self._for_sam)
+                self._for_sam = None
+            soft = propose_with(self._sam, [prior], cells)
+        soft = (soft * 255).round() / 255  # as coarse as the tables of training
         return Proposals(soft, torch.tensor([BOX_SCORE]), torch.tensor([True]))
 
 

@@ -33,7 +33,7 @@ from l2l.labelling.reward import (
 from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
 from l2l.labelling.sesm import BOTH, calibrated, soft_iou
 from l2l.model.network import Answer
-from l2l.proposals.regions import in_view, mend, region_bank
+from l2l.proposals.regions import in_view, mend
 from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
 from l2l.training.parts import Parts
 from l2l.training.pool import Batch, joined, normalise
@@ -55,7 +55,7 @@ class L2L:
             known = prior_on_labels(parts)
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*known)
-        self.regions = region_bank(parts.pool.images) if parts.config.sesm.regions else None
+        self.regions = parts.regions if parts.config.sesm.regions else None
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):
             raise InputError("l2l learns from unlabelled pairs, here are none: lower --rate or add --unlabelled FILE")

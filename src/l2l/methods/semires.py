@@ -26,7 +26,7 @@ from l2l.methods.consistency import (
     strong,
     unlabelled_rows,
 )
-from l2l.proposals.regions import in_view, region_bank, region_counts
+from l2l.proposals.regions import in_view, region_counts
 from l2l.training.parts import Parts
 
 TOP = 1.3  # PWA: weight of a pixel that is sure
@@ -39,7 +39,7 @@ class SemiRes:
         self.parts = parts
         self.extra = nn.Module()
         self.unlabelled = unlabelled_rows(parts, "semires")
-        self.regions = region_bank(parts.pool.images)
+        self.regions = parts.regions
 
     def learning_rates(self) -> Mapping[str, float]:
         return peak_rates(self.parts)

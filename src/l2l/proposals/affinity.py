@@ -17,9 +17,11 @@ from torch import Tensor
 
 from l2l.priors.prior import Box, Prior
 from l2l.proposals.regions import nearest, oversegment, pooled, prompted
+from l2l.rle import Rle
 
 BINS = 8
 SECOND = 0.45  # further boxes stay below the cut at 0.5
+USUAL = 0.25  # side of an object of a usual size, as a share of the picture
 
 
 def box_kernel(boxes: Tensor, height: int, width: int, *, soft: float = 0.08) -> tuple[Tensor, Tensor]:
@@ -94,17 +96,33 @@ def _shifted(x: Tensor) -> Tensor:
     return torch.stack([padded[:, :, dy : dy + height, dx : dx + width] for dy, dx in places], dim=2)
 
 
-def _box_at(point: tuple[float, float], side: float = 0.25) -> Box:
+def _box_at(point: tuple[float, float], side: float = USUAL) -> Box:
     """A box of a usual size around a point, inside the picture."""
     x, y = (min(max(c, side / 2), 1 - side / 2) for c in point)
     return x - side / 2, y - side / 2, x + side / 2, y + side / 2
 
 
-def _at_least(box: Box, width: float, height: float) -> Box:
-    """The box, grown about its centre where it is smaller than two cells: an object that small still points."""
+def at_least(box: Box, width: float, height: float) -> Box:
+    """The box, grown about its centre where it is smaller than `width` and `height`: an object that small still points.
+    """
     x0, y0, x1, y1 = box
     more_x, more_y = max(width - (x1 - x0), 0) / 2, max(height - (y1 - y0), 0) / 2
     return x0 - more_x, y0 - more_y, x1 + more_x, y1 + more_y
+
+
+def ranked(scores: Sequence[float]) -> list[tuple[int, float]]:
+    """The places of the three best scores, best first, and the weight of what is there: 1 for the best, and for further
+    ones what keeps them below 0.5."""
+    places = sorted(range(len(scores)), key=lambda place: -scores[place])[:3]
+    best = scores[places[0]] if places else 0.0
+    further = [(place, 2 * SECOND * scores[place] / max(scores[place] + best, 1e-6)) for place in places[1:]]
+    return [(place, 1.0) for place in places[:1]] + further
+
+
+def given_mask(mask: Rle, size: tuple[int, int]) -> Tensor:
+    """A prior's own mask as P (h, w): the share of each cell that is foreground, kept off 0 and 1."""
+    share = torch.from_numpy(np.ascontiguousarray(mask.decode()))[None, None].float()
+    return 0.03 + 0.94 * F.interpolate(share, size=size, mode="area")[0, 0]
 
 
 def with_regions(colour: Tensor, maps: Tensor, boxes: Tensor) -> Tensor:
@@ -137,15 +155,11 @@ def propose(
     jobs: list[tuple[int, Box, float]] = []
     for row, prior in enumerate(priors):
         if prior.mask is not None:
-            share = torch.from_numpy(np.ascontiguousarray(prior.mask.decode()))[None, None].float()
-            out[row] = 0.03 + 0.94 * F.interpolate(share, size=size, mode="area")[0, 0]
+            out[row] = given_mask(prior.mask, size)
             continue
         boxes = list(prior.boxes) or [_box_at(point) for point in prior.points]
-        scores = list(prior.scores) or [1.0] * len(boxes)
-        ranked = sorted(zip(scores, boxes, strict=True), key=lambda pair: -pair[0])[:3]
-        for place, (score, box) in enumerate(ranked):
-            weight = 1.0 if place == 0 else 2 * SECOND * score / max(score + ranked[0][0], 1e-6)
-            jobs.append((row, _at_least(box, 2 / size[1], 2 / size[0]), weight))
+        for place, weight in ranked(prior.scores or [1.0] * len(boxes)):
+            jobs.append((row, at_least(boxes[place], 2 / size[1], 2 / size[0]), weight))
     if not jobs:
         return out
     rows = torch.tensor([row for row, _, _ in jobs])

@@ -116,9 +116,7 @@ def prompted(maps: Tensor, boxes: Tensor, fallback: Tensor) -> Tensor:
         (N, h, w) in [0, 1].
     """
     own = _region_boxes(maps)[:, None]  # (N, 1, scales, R, 4)
-    noise = torch.randn(PROMPTS, 4, generator=torch.Generator().manual_seed(0))
-    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-    prompts = (boxes[:, None] + JITTER * sides[:, None] * noise.to(boxes))[:, :, None, None]  # (N, J, 1, 1, 4)
+    prompts = jittered(boxes)[:, :, None, None]  # (N, J, 1, 1, 4)
     common = torch.minimum(own[..., 2:], prompts[..., 2:]) - torch.maximum(own[..., :2], prompts[..., :2])
     inter = common.clamp_min(0).prod(-1)
     area = [(one[..., 2:] - one[..., :2]).clamp_min(0).prod(-1) for one in (own, prompts)]
@@ -130,6 +128,13 @@ def prompted(maps: Tensor, boxes: Tensor, fallback: Tensor) -> Tensor:
     return (trust * (0.03 + 0.94 * answer) + (1 - trust) * fallback[:, None]).mean(1)
 
 
+def jittered(boxes: Tensor) -> Tensor:
+    """`PROMPTS` copies of each box with every side moved at random, always the same way: (N, 4) -> (N, PROMPTS, 4)."""
+    noise = torch.randn(PROMPTS, 4, generator=torch.Generator().manual_seed(0))
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    return boxes[:, None] + JITTER * sides[:, None] * noise.to(boxes)
+
+
 def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Region maps (B, scales, H', W') at another size (h, w), int64."""
     return F.interpolate(maps.float(), size=size, mode="nearest").long()
@@ -139,7 +144,8 @@ def mend(logits: Tensor, maps: Tensor, *, least: Tensor | float = 0.3) -> Tensor
     """An answer that commits to the region it must have meant, as far as there is one.
 
     A soft relative of SemiRES's IOM: the region with the greatest soft IoU with the answer takes its place by
-    sigmoid((IoU - `least`) / 0.05); what no region resembles stays as it is.
+    sigmoid((IoU - `least`) / 0.05); what no region resembles stays as it is, and so does all of an answer that meets no
+    region.
 
     Args:
         logits: (B, h, w). maps: integers (B, scales, 2h, 2w), regions, 0 for none.
@@ -155,7 +161,7 @@ def mend(logits: Tensor, maps: Tensor, *, least: Tensor | float = 0.3) -> Tensor
     fit, best = iou.flatten(1).max(1)
     rows, regions = torch.arange(len(maps), device=maps.device), iou.shape[2]
     region = (maps[rows, best // regions] == (best % regions)[:, None, None]).to(p)
-    trust = torch.sigmoid((fit - least) / 0.05)[:, None, None]
+    trust = torch.where(fit > 0, torch.sigmoid((fit - least) / 0.05), 0.0)[:, None, None]  # else the best is region 0
     drawn = trust * F.avg_pool2d(region[:, None], 2)[:, 0] + (1 - trust) * p
     return torch.logit(drawn, eps=2e-3)  # a floor of 0.03, say, adds up to another object over a whole background
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -13,8 +14,11 @@ from l2l.config import Config
 from l2l.data.augment import Geometry, draw_geometry
 from l2l.data.streams import Stream, generator
 from l2l.model.network import Network
+from l2l.proposals.everything import mask_bank
 from l2l.proposals.proposal import Proposals
+from l2l.proposals.regions import region_bank
 from l2l.training.pool import Batch, Pool
+from l2l.training.prepare import choose_sam
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,15 @@ class Parts:
     def labelled_refs(self) -> Tensor:
         """(N,) refs whose masks may be used."""
         return self.pool.labelled.nonzero()[:, 0]
+
+    @cached_property
+    def regions(self) -> Tensor:
+        """The bank of regions of the pool's pictures, int16 (images, scales, H/2, W/2), 0 for no region: SAM's masks
+        where `data.sam` names one, else over-segmentation."""
+        sam = choose_sam(self.config)
+        if sam is None:
+            return region_bank(self.pool.images)
+        return mask_bank(sam, self.pool.pictures, self.pool.size, points=self.config.data.sam_points)
 
     def refs_at(self, name: str, step: int, batch: int, refs: Tensor) -> Tensor:
         """Rows of one step: refs from an infinite stream, one random sentence each (the field's protocol)."""

@@ -124,6 +124,11 @@ class Pool:
         """Sentence of each pair."""
         return [sentence for sample in self.samples for sentence in sample.sentences]
 
+    @property
+    def pictures(self) -> list[str]:
+        """Where the picture in each row of `images` comes from, see `data.images.load`."""
+        return list(dict.fromkeys(sample.image for sample in self.samples))
+
     def with_proposals(self, soft: Tensor, score: Tensor, present: Tensor) -> Pool:
         """The same pool with priors."""
         return dataclasses.replace(self, soft=soft, score=score, present=present)

@@ -20,6 +20,7 @@ from l2l.model.network import Network
 from l2l.model.segmenter import Segmenter
 from l2l.model.text import Vocabulary
 from l2l.proposals.bank import PriorBank, read_priors, soft_maps
+from l2l.proposals.sam import Sam
 from l2l.sample import Sample
 from l2l.training.pool import Pool, build_pool, grid_size, shrink_mask
 
@@ -55,9 +56,9 @@ def prepare(config: Config) -> Prepared:
     """Read, split, build the tables.
 
     Raises:
-        InputError: for anything wrong with the data, the split, the rate or the priors.
+        InputError: for anything wrong with the data, the split, the rate, the priors or the name of a SAM.
     """
-    data = config.data
+    data, sam = config.data, choose_sam(config)
     bad = BadRecords(skip=data.skip_bad)
     dataset = read_data(data)
     bad.found.extend(dataset.bad)
@@ -83,7 +84,9 @@ def prepare(config: Config) -> Prepared:
     prior = None
     if data.prior:
         prior = read_priors(data.prior, samples, bad=bad)
-        pool = pool.with_proposals(*soft_maps(prior.priors, pool.images, pool.image_of, grid_size(size)))
+        pool = pool.with_proposals(
+            *soft_maps(prior.priors, pool.images, pool.image_of, grid_size(size), sam=sam, pictures=pool.pictures)
+        )
     truth = torch.zeros_like(pool.masks)
     truth_known = torch.zeros_like(pool.labelled)
     for ref, sample in enumerate(samples):
@@ -161,6 +164,15 @@ def choose_precision(config: Config) -> torch.dtype:
     except (AttributeError, RuntimeError):
         fast = False
     return torch.bfloat16 if fast else torch.float32
+
+
+def choose_sam(config: Config) -> Sam | None:
+    """The model that `data.sam` names, not loaded yet; `None` if it names none. Raises `InputError` as `Sam` does."""
+    if not config.data.sam:
+        return None
+    device = config.train.device
+    precision = choose_precision(config) if device.startswith("cuda") else torch.float32
+    return Sam(config.data.sam, device=device, dtype=precision)
 
 
 def _renamed(sample: Sample) -> Sample:

@@ -16,7 +16,7 @@ from l2l.labelling.policy import State, observe
 from l2l.labelling.reward import gain_reward
 from l2l.labelling.rple import Rple, mended
 from l2l.model.network import Network
-from l2l.proposals.regions import nearest, region_bank
+from l2l.proposals.regions import nearest
 from l2l.training.losses import hard_iou
 from l2l.training.parts import Parts
 from l2l.training.pool import Batch, normalise
@@ -167,7 +167,7 @@ class Probe:
         parted = self.rows.split(batch)
         batches, regions = [parts.pool.batch(rows) for rows in parted], None
         if rple is not None and parts.config.sesm.regions:
-            maps = region_bank(parts.pool.images)
+            maps = parts.regions
             size = (2 * self.truth.shape[1], 2 * self.truth.shape[2])
             regions = [nearest(maps[parts.pool.image_of[rows]], size).to(parts.pool.device) for rows in parted]
         return judge(parts.teacher, rple, batches, autocast=parts.autocast(), regions=regions)
