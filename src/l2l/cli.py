@@ -371,7 +371,7 @@ def check_device(name: str) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from l2l.evaluate import evaluate, table
+    from l2l.evaluate import evaluate, generalised_table, table
     from l2l.progress import Progress
 
     with Progress("evaluate") as progress:
@@ -380,12 +380,16 @@ def _evaluate(args: argparse.Namespace) -> None:
             images=args.images, refs=args.refs, progress=progress,
         )  # fmt: skip
     if args.json:
-        print(json.dumps([{name: value for name, value in one.to_json().items() if name != "pairs"} for one in found]))
+        long = ("pairs", "predicted")
+        print(json.dumps([{name: value for name, value in one.to_json().items() if name not in long} for one in found]))
         return
     guided = [one.prior and one.method != "prior alone" for one in found]
     names = [f"{one.method} + prior" if given else one.method for one, given in zip(found, guided, strict=True)]
     print(f"{found[0].data}, split {found[0].split}, percent")
     print(table([(name, one.scores) for name, one in zip(names, found, strict=True)]))
+    general = [(name, one.generalised) for name, one in zip(names, found, strict=True) if one.generalised]
+    if general:
+        print(f"sentences that mean nothing, or several things, are among them:\n{generalised_table(general)}")
     for name, one in zip(names, found, strict=True):
         if one.method != "prior alone" and len(one.calibration.bins) > 1:
             print(f"{name}: expected IoU is off by {one.calibration.ece:.3f} on average (expected calibration error)")

@@ -53,6 +53,10 @@ class DataConfig:
     """Longest sentence, words; longer ones are cut."""
     scenes_world: str = "home"
     """Which world of `scenes`: `home`; `away`, the one the embedded grounder knows; or `both`, by turns."""
+    scenes_no_target: float = 0.0
+    """Share of the drawn sentences that describe nothing in the picture, though nearly."""
+    scenes_several: float = 0.0
+    """Share of the drawn sentences that mean two or more objects, where the picture has such."""
     scenes_count: int = 1000
     """Pictures of `scenes`; a tenth of them is the split `val`."""
     scenes_seed: int = 0
@@ -65,6 +69,8 @@ class DataConfig:
         _check(min(self.height, self.width) >= 32, "pictures below 32 pixels leave the last stage nothing to see")
         _check(self.words >= 1, "words must be at least 1")
         _check(self.scenes_count >= 10, "scenes_count must be at least 10")
+        shares = self.scenes_no_target, self.scenes_several
+        _check(min(shares) >= 0 and sum(shares) <= 1, "scenes_no_target and scenes_several are shares of the sentences")
         _check(self.sam_points >= 1, "sam_points must be at least 1")
 
 
@@ -88,10 +94,26 @@ class ModelConfig:
     """Where the encoders start: from nothing, or from the embedded grounder's, which were trained on the world `away`
     (vision, words and their fusion; context and decoder always start from nothing), as others start from ImageNet and
     BERT. `away` needs channels 40,80,128,160, depths 1,2,2,1 and the text sizes above."""
+    backbone: str = ""
+    """A pretrained encoder (Swin, ConvNeXt, DINOv2, DINOv3), by its name on the Hugging Face Hub or its folder, in
+    place of the compact one; `channels` and `depths` are not read then."""
+    text: str = ""
+    """A pretrained text encoder (BERT, CLIP, a sentence encoder), likewise; `text_depth` is not read then, `text_width`
+    is what its words are projected to, and `data.words` counts its tokens."""
+    backbone_rate: float = 0.1
+    """Learning rate of all pretrained parameters, as a share of the segmenter's."""
+    checkpointing: bool = False
+    """A pretrained encoder's blocks are computed again in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
         _check(len(self.channels) == len(self.depths) == 4, "channels and depths have four stages")
         _check(len(self.context) == 3, "context has three stages")
+        _check(self.backbone_rate >= 0, "backbone_rate is a share of the learning rate, at least 0")
+        _check(
+            not (self.start and (self.backbone or self.text)),
+            f"model.start={self.start} has weights for the compact encoders alone: leave it, or model.backbone and "
+            "model.text, empty",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +287,10 @@ class TrainConfig:
         _check(min(self.save_every, self.probe_every) >= 1, "save_every and probe_every count steps")
 
 
-SINCE: dict[str, tuple[str, ...]] = {"data": ("sam", "sam_points")}
+SINCE: dict[str, tuple[str, ...]] = {
+    "data": ("sam", "sam_points", "scenes_no_target", "scenes_several"),
+    "model": ("backbone", "text", "backbone_rate", "checkpointing"),
+}  # fmt: skip
 """Settings by section that came later and whose default is what was before: left alone, they do not rename a run."""
 
 

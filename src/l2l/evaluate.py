@@ -18,9 +18,11 @@ from torch import Tensor
 from l2l.config import Config
 from l2l.data.images import digest
 from l2l.errors import BadRecords, InputError
+from l2l.generalised import GeneralisedScores, generalised_scores
 from l2l.metrics import Calibration, Scores, calibration, iou, overlap, summarise
 from l2l.model.network import Network
 from l2l.model.text import Vocabulary
+from l2l.model.words import vocabulary_of
 from l2l.proposals.bank import PriorBank, read_priors, soft_maps
 from l2l.sample import Sample
 from l2l.training.loop import CHECKPOINT, load_run
@@ -41,6 +43,8 @@ class PairScore:
     """What the model thinks the IoU of the prior's proposal is, in [0, 1]; `None` where it was given none."""
     prior_iou: float | None = None
     """What that is in truth; `None` with `rho`."""
+    predicted: int | None = None
+    """Pixels of the answer; only where some sentences of the split mean nothing, or several things."""
 
     @property
     def iou(self) -> float:
@@ -68,6 +72,14 @@ class Evaluation:
     """Digest of the run's checkpoint, by which a stale evaluation is known; empty for a run without one."""
 
     @property
+    def generalised(self) -> GeneralisedScores | None:
+        """gIoU, cIoU, N-acc and T-acc; `None` where every sentence means one thing."""
+        said = [one.predicted for one in self.pairs if one.predicted is not None]
+        if not said or len(said) < len(self.pairs):
+            return None
+        return generalised_scores([one.intersection for one in self.pairs], [one.union for one in self.pairs], said)
+
+    @property
     def calibration(self) -> Calibration:
         """The score against the IoU."""
         return calibration([one.score for one in self.pairs], [one.iou for one in self.pairs])
@@ -80,18 +92,22 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        rho = self.rho_calibration
+        rho, general = self.rho_calibration, self.generalised
+        also = {"generalised": general.to_json(), "predicted": [one.predicted for one in self.pairs]} if general else {}
         return {
             "method": self.method, "data": self.data, "split": self.split, "prior": self.prior,
             "prior_simulated": self.prior_simulated, "run": self.run, "step": self.step, "weights": self.weights,
             "scores": self.scores.to_json(), "calibration": self.calibration.to_json(),
-            "rho_calibration": rho.to_json() if rho else None, "pairs": [_row(one) for one in self.pairs],
+            "rho_calibration": rho.to_json() if rho else None, "pairs": [_row(one) for one in self.pairs], **also,
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Evaluation:
         """The inverse of `to_json`; files of older versions, which lack `rho` and the run's hash, are read as well."""
-        pairs = tuple(_pair(*row) for row in value["pairs"])
+        said = value.get("predicted") or [None] * len(value["pairs"])
+        pairs = tuple(
+            dataclasses.replace(_pair(*row), predicted=count) for row, count in zip(value["pairs"], said, strict=True)
+        )
         scores = summarise([one.intersection for one in pairs], [one.union for one in pairs])
         named = {name: value[name] for name in ("method", "data", "split", "prior", "prior_simulated")}
         step, run, weights = int(value.get("step", 0)), str(value.get("run", "")), str(value.get("weights", ""))
@@ -182,6 +198,7 @@ def score_pairs(
         prior: what the prior alone scores on the same pairs, beside which rho is kept.
     """
     ids, present = pool.ids, pool.present.tolist()
+    general = any(sample.targets is not None and len(sample.targets) != 1 for sample in pool.samples)
     out: list[PairScore] = []
     at, truth = -1, np.zeros((1, 1), bool)
     for rows, logits, scores, rho in results:
@@ -190,11 +207,13 @@ def score_pairs(
             ref = int(pool.ref_of[row])
             if ref != at:
                 at, truth = ref, pool.samples[ref].mask()
-            inter, union = overlap(upsample(logit, pool.samples[ref].size), truth)
-            known: tuple[float, ...] = ()
+            answer = upsample(logit, pool.samples[ref].size)
+            inter, union = overlap(answer, truth)
+            said = int(np.count_nonzero(answer)) if general else None
+            one = PairScore(ids[row], inter, union, round(score, 4), predicted=said)  # rounded as the file has it
             if prior and reliability is not None and present[row]:
-                known = (round(reliability, 4), round(prior[row].iou, 4))
-            out.append(PairScore(ids[row], inter, union, round(score, 4), *known))  # rounded as the file has it
+                one = dataclasses.replace(one, rho=round(reliability, 4), prior_iou=round(prior[row].iou, 4))
+            out.append(one)
     return tuple(out)
 
 
@@ -226,7 +245,7 @@ def evaluate(
     if network is None and not where:
         raise InputError("this run is the prior alone: name a prior with --prior", file=run)
     bad = BadRecords(skip=config.data.skip_bad)
-    pool, bank = prepare_split(samples, config, Vocabulary(tuple(about["vocabulary"])), where, bad=bad)
+    pool, bank = prepare_split(samples, config, vocabulary_of(config, about, run), where, bad=bad)
     name, simulated = (bank.name, bank.simulated) if bank else ("", False)
 
     def made(method: str, pairs: tuple[PairScore, ...]) -> Evaluation:
@@ -257,6 +276,18 @@ def _save(run: Path, one: Evaluation) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(one.to_json()) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def generalised_table(rows: Sequence[tuple[str, GeneralisedScores]]) -> str:
+    """Generalised scores as aligned text, in percent; a dash where no sentence is of the kind that is asked about."""
+    names = ["gIoU", "cIoU", "N-acc", "T-acc", "P@0.7", "P@0.8", "P@0.9"]
+    wide = max([len(name) for name, _ in rows] + [6])
+    lines = [" " * wide + "".join(f"{name:>8}" for name in names) + f"{'n':>8}{'no target':>11}"]
+    for name, scores in rows:
+        flat = scores.to_json()
+        cells = ("       -" if flat[key] is None else f"{100 * (flat[key] or 0):8.2f}" for key in names)
+        lines.append(f"{name:<{wide}}" + "".join(cells) + f"{scores.n:8d}{scores.no_target:11d}")
+    return "\n".join(lines)
 
 
 def table(rows: Sequence[tuple[str, Scores]]) -> str:

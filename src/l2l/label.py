@@ -29,7 +29,7 @@ from l2l.evaluate import prepare_split, upsample
 from l2l.labelling.policy import observe
 from l2l.labelling.rple import Rple
 from l2l.model.network import Network
-from l2l.model.text import Vocabulary
+from l2l.model.words import vocabulary_of
 from l2l.predict import tight_box
 from l2l.proposals.bank import PriorBank
 from l2l.rle import Rle
@@ -105,7 +105,7 @@ def label(
     if not samples:
         raise InputError("there is no unlabelled pair; --all labels the labelled ones too", file=dataset.root or data)
     where = "" if no_prior else str(prior or config.data.prior)
-    pool, bank = prepare_split(samples, config, Vocabulary(tuple(about["vocabulary"])), where, bad=bad)
+    pool, bank = prepare_split(samples, config, vocabulary_of(config, about, run), where, bad=bad)
 
     out.mkdir(parents=True, exist_ok=True)
     bad.write(out / SKIPPED)

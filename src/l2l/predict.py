@@ -16,7 +16,7 @@ from l2l.data.images import load
 from l2l.data.refer import write_whole
 from l2l.errors import InputError
 from l2l.evaluate import upsample
-from l2l.model.text import Vocabulary
+from l2l.model.words import vocabulary_of
 from l2l.priors.prior import Prior, from_pixels
 from l2l.proposals.affinity import propose
 from l2l.proposals.proposal import Proposals
@@ -61,7 +61,7 @@ class Predictor:
         if network is None:
             raise InputError("this run is the prior alone; it has no network to predict with", file=run)
         self.config, self.network = config, network
-        self.vocabulary = Vocabulary(tuple(about["vocabulary"]))
+        self.vocabulary = vocabulary_of(config, about, run)
         self._small: Tensor | None = None
         self._size = (0, 0)
         self._sam = choose_sam(config)

@@ -98,7 +98,7 @@ def report(
     logs, probes, events = read_metrics(run / METRICS)
     shown: list[Section] = []
     if network is not None and samples and gallery > 0:
-        shown = make_gallery(config, network, extra, about, truth or samples, found, gallery)
+        shown = make_gallery(run, config, network, extra, about, truth or samples, found, gallery)
     return _write(Path(out) if out else run / "report.html", {
         "name": run.resolve().name, "config": config, "about": about, "split": split, "data": dataset.name,
         "sentence": _sentence(config, about), "facts": _facts(config, about), "simulated": about["prior_simulated"],

@@ -16,6 +16,8 @@ from l2l.report_plots import data_uri
 from l2l.sample import Sample
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from l2l.evaluate import Evaluation
@@ -104,17 +106,17 @@ def choose(
 
 
 def make_gallery(
-    config: Config, network: Network, extra: nn.Module, about: dict[str, Any], samples: Sequence[Sample],
+    folder: Path, config: Config, network: Network, extra: nn.Module, about: dict[str, Any], samples: Sequence[Sample],
     found: dict[str, Evaluation], count: int,
 ) -> list[Section]:
     """The chosen cases with their panels."""
     import torch
 
     from l2l.evaluate import answers, prepare_split
-    from l2l.model.text import Vocabulary
+    from l2l.model.words import vocabulary_of
 
     where = config.data.prior if "with" in found or not found else ""
-    vocabulary = Vocabulary(tuple(about["vocabulary"]))
+    vocabulary = vocabulary_of(config, about, folder)
     try:
         pool, bank = prepare_split(samples, config, vocabulary, where)
     except InputError:

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from l2l.data.folder import read_folder, read_pairs
@@ -68,6 +69,8 @@ def read(
     scenes_count: int = 1000,
     scenes_seed: int = 0,
     scenes_world: str = "home",
+    scenes_no_target: float = 0.0,
+    scenes_several: float = 0.0,
 ) -> DataSet:
     """Read a data set by what is there.
 
@@ -79,6 +82,7 @@ def read(
         skip_bad: set bad records aside (`DataSet.bad`) instead of stopping at the first.
         scenes_count: how many pictures to draw.
         scenes_seed: the seed to draw them from.
+        scenes_no_target, scenes_several: shares of drawn sentences that mean nothing, or several things.
         scenes_world: `home`, `away`, or `both`: every other group of ten pictures is of the other world.
 
     Raises:
@@ -88,9 +92,10 @@ def read(
         from l2l.data.scenes import world_samples
 
         name = "scenes" if scenes_world == "home" else f"scenes ({scenes_world})"
+        draw = partial(world_samples, scenes_count, scenes_seed, no_target=scenes_no_target, several=scenes_several)
         if scenes_world != "both":
-            return DataSet(name, tuple(world_samples(scenes_count, scenes_seed, world=scenes_world)))
-        worlds = (world_samples(scenes_count, scenes_seed, world=world) for world in ("home", "away"))
+            return DataSet(name, tuple(draw(world=scenes_world)))
+        worlds = (draw(world=world) for world in ("home", "away"))
         mixed = [one for turn, world in enumerate(worlds) for one in world if _index(one) // 10 % 2 == turn]
         return DataSet(name, tuple(mixed))
     path = Path(data)

@@ -261,8 +261,10 @@ class L2L:
 
 def came_out(logits: Tensor, mask: Tensor) -> Tensor:
     """IoU (B,) of answers (B, h, w) with masks (B, h, w), the foreground share of each cell: nearly what it will be at
-    the picture's own resolution, where a cell at an outline is never wholly right."""
-    return soft_iou((logits > 0).float(), mask)
+    the picture's own resolution, where a cell at an outline is never wholly right; 1 where both are empty."""
+    answer = logits > 0
+    nothing = ~answer.any((1, 2)) & (mask == 0).all((1, 2))
+    return torch.where(nothing, 1.0, soft_iou(answer.float(), mask))
 
 
 def make_rple(config: Config, *, honest: bool = True, refs: int = 0, labels: int = 0) -> Rple:

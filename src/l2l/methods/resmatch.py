@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from l2l.methods.consistency import (
     strong,
     unlabelled_rows,
 )
-from l2l.model.text import PAD, UNKNOWN, words_of
+from l2l.model.text import PAD, UNKNOWN
 from l2l.training.parts import Parts
 from l2l.training.pool import Pool
 
@@ -50,7 +50,10 @@ class ResMatch:
         x_s, u_w = draw(parts, step, self.unlabelled)
         if u_w is None:
             return labels_only(parts, x_s)
-        words = strong_sentence(u_w.tokens, self.articles, config.rivals.words_lost, parts.rng("strong words", step))
+        words = strong_sentence(
+            u_w.tokens, self.articles, config.rivals.words_lost, parts.rng("strong words", step),
+            unknown=parts.pool.vocabulary.unknown, special=parts.pool.vocabulary.special,
+        )  # fmt: skip
         u_s = dataclasses.replace(strong(parts, u_w, "strong u", step), tokens=words)
 
         p = predict(parts, parts.network, u_w)
@@ -77,32 +80,32 @@ def quality(p: Tensor) -> Tensor:
     return (p * front).sum((1, 2)) / front.sum((1, 2)).clamp_min(1)
 
 
-def strong_sentence(tokens: Tensor, articles: Tensor, lost: float, rng: torch.Generator) -> Tensor:
+def strong_sentence(
+    tokens: Tensor, articles: Tensor, lost: float, rng: torch.Generator, *, unknown: int = UNKNOWN,
+    special: Sequence[int] = (),
+) -> Tensor:
     """A sentence that says less: half of the sentences without their articles, a share `lost` of the words unknown.
 
     At least one word of a sentence stays as it was.
 
     Args:
         tokens: (B, L) int64, padded at the end. articles: (A,) ids.
+        unknown: what takes the place of a lost word; with `PAD` the word is left out.
+        special: ids that are no words and stay.
     """
     chance = torch.rand(tokens.shape, generator=rng).to(tokens.device)
     bare = (torch.rand(len(tokens), 1, generator=rng) < 0.5).to(tokens.device)
 
     real = tokens != PAD
+    word = real & ~torch.isin(tokens, torch.tensor(special, dtype=torch.int64, device=tokens.device))
     kept = real & ~(bare & torch.isin(tokens, articles.to(tokens.device)))
-    kept = torch.where(kept.any(1, keepdim=True), kept, real)  # a sentence of articles alone keeps them
-    surest = torch.where(kept, chance, -1.0).argmax(1, keepdim=True)
-    unknown = (chance < lost).scatter(1, surest, False)
-    words = torch.where(kept, torch.where(unknown, UNKNOWN, tokens), PAD)
-    return words.gather(1, (~kept).long().argsort(dim=1, stable=True))  # close the gaps
+    kept = torch.where((kept & word).any(1, keepdim=True), kept, real)  # a sentence of articles alone keeps them
+    surest = torch.where(kept & word, chance, -1.0).argmax(1, keepdim=True)
+    gone = ((chance < lost) & word).scatter(1, surest, False)
+    words = torch.where(kept, torch.where(gone, unknown, tokens), PAD)
+    return words.gather(1, (words == PAD).long().argsort(dim=1, stable=True))  # close the gaps
 
 
 def article_ids(pool: Pool) -> Tensor:
-    """Ids that the pool's vocabulary has for "the", "a" and "an", read off its sentences; int64 (A,)."""
-    found = {
-        token
-        for sentence, row in zip(pool.sentences, pool.tokens.tolist(), strict=True)
-        for word, token in zip(words_of(sentence), row, strict=False)
-        if word in ARTICLES
-    }
-    return torch.tensor(sorted(found - {PAD, UNKNOWN}), dtype=torch.int64)
+    """Ids that the pool's vocabulary has for "the", "a" and "an"; int64 (A,)."""
+    return torch.tensor(pool.vocabulary.tokens_of(ARTICLES), dtype=torch.int64)

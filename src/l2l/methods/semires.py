@@ -1,8 +1,9 @@
 """SemiRES (arXiv 2406.01451), from its public description: the EMA teacher's labels, mended with a bank of regions.
 
-The paper's bank is SAM's "everything" masks; ours, where no such weights are to be had, is `proposals.regions`. What
-the teacher says is compared with the regions of the picture (`mend`): IOM takes the region that it must have meant,
-else CPI composes a mask of regions, else PWA keeps the teacher's and weighs its pixels.
+The paper's bank is SAM's "everything" masks, and so is ours where `data.sam` names one (`proposals.everything`); where
+no such weights are to be had it is `proposals.regions`. What the teacher says is compared with the regions of the
+picture (`mend`): IOM takes the region that it must have meant, else CPI composes a mask of regions, else PWA keeps the
+teacher's and weighs its pixels.
 """
 
 from __future__ import annotations

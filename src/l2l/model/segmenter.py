@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,10 +78,10 @@ class Segmenter(nn.Module):
         """image (B, 3, H, W) normalised to about zero mean and unit variance, tokens (B, L) int64."""
         tokens = tokens[:, : max(1, int((tokens != PAD).sum(1).max()))]  # no work for padding that nobody needs
         words, real = self.text(tokens)
-        x = self.vision.stem(image)
+        x, *handed = _parts(self.vision.stem(image))
         maps = []
         for stage, attention in enumerate(self.attention):
-            x = self.vision.stages[stage](x)
+            x, *handed = _parts(self.vision.stages[stage](x, *handed))
             x = x + attention(x, words, real)
             if stage:
                 x, words = self.context[stage - 1](x, words, real)
@@ -111,3 +112,8 @@ class Segmenter(nn.Module):
     def forward(self, image: Tensor, tokens: Tensor) -> Tensor:
         """Logits (B, h, w) without a prior."""
         return self.decode(self.encode(image, tokens))[0]
+
+
+def _parts(given: Any) -> tuple[Any, ...]:
+    """What a stem or a stage returns, always as a tuple."""
+    return given if isinstance(given, tuple) else (given,)

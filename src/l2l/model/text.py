@@ -50,6 +50,21 @@ class Vocabulary:
             tokens[row, : len(ids)] = torch.tensor(ids)
         return tokens
 
+    def tokens_of(self, words: Iterable[str]) -> list[int]:
+        """Ids of those of the words that are known, in order."""
+        given = set(words)
+        return [place + 2 for place, word in enumerate(self.words) if word in given]
+
+    @property
+    def special(self) -> list[int]:
+        """Ids that stand for no word and that nobody may drop; none here."""
+        return []
+
+    @property
+    def unknown(self) -> int:
+        """What stands for a word that is lost."""
+        return UNKNOWN
+
 
 class CompactText(nn.Module):
     """Word embeddings and a small pre-norm transformer.

@@ -2,7 +2,8 @@
 
 An encoder is anything with `channels` (four widths), `stem(image)` and `stages` (four modules, the first at stride 4
 and each next at half the resolution): the segmenter walks the stages and fuses the words in between, so that what the
-sentence says shapes the next stage (LAVT, arXiv 2112.02244, section 3). Pretrained backbones slot in the same way.
+sentence says shapes the next stage (LAVT, arXiv 2112.02244, section 3). Stem and stages may return a tuple, a map and
+what only the next stage is to know; it gets both. Pretrained encoders (`model.backbones`) slot in the same way.
 
 Batch norm, because a network that starts from nothing learns so much sooner with it (docs/LOG.md has the figures); the
 teacher always runs on its own slow statistics.
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+MEAN, DEVIATION = 0.45, 0.25  # of all pictures and colours, about: what an encoder gets is (picture - MEAN) / DEVIATION
 
 
 class Block(nn.Module):

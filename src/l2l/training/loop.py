@@ -20,6 +20,9 @@ from l2l.data.streams import seed_of
 from l2l.errors import InputError
 from l2l.labelling.rple import Rple
 from l2l.model.network import Network
+from l2l.model.pretrained import keep
+from l2l.model.segmenter import Segmenter
+from l2l.model.words import vocabulary_of
 from l2l.training.checkpoint import load_module, load_tensors, pack_optimiser, save_tensors, unpack_optimiser
 from l2l.training.parts import Method, Parts
 from l2l.training.prepare import Prepared, build_network, choose_precision, prepare
@@ -49,9 +52,9 @@ class Run:
     names: dict[torch.Tensor, str]
 
     @classmethod
-    def start(cls, config: Config, prepared: Prepared) -> Run:
-        """Step 0."""
-        network = build_network(config, prepared.vocabulary)
+    def start(cls, config: Config, prepared: Prepared, *, folder: Path | None = None) -> Run:
+        """Step 0; with the folder of a run whose checkpoint is to be loaded next, no pretrained weights are read."""
+        network = build_network(config, prepared.vocabulary, run=folder)
         teacher = make_teacher(network)
         parts = Parts(config, prepared.pool, network, teacher, choose_precision(config))
         method = make_method(parts)
@@ -60,12 +63,15 @@ class Run:
         groups: list[dict[str, Any]] = []
         names: dict[torch.Tensor, str] = {}
         modules = {"segmenter": network.segmenter, "sesm": network.sesm, "extra": method.extra}
+        slow = pretrained_parameters(network.segmenter)
         for part, module in modules.items():
-            for decayed in (True, False):
-                own = [(name, one) for name, one in module.named_parameters() if (one.ndim > 1) == decayed]
+            for decayed, pretrained in ((True, False), (False, False), (True, True), (False, True)):
+                own = [(name, one) for name, one in module.named_parameters()
+                       if (one.ndim > 1) == decayed and (one in slow) == pretrained]  # fmt: skip
                 names |= {one: f"{part}.{name}" for name, one in own}
                 groups.append({
-                    "params": [one for _, one in own], "peak": rates[part], "part": part,
+                    "params": [one for _, one in own], "part": part,
+                    "peak": rates[part] * config.model.backbone_rate if pretrained else rates[part],
                     "weight_decay": config.train.weight_decay if decayed else 0.0,
                 })  # fmt: skip
         optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.train.rate, fused=True)
@@ -90,6 +96,12 @@ class Run:
         load_module(self.method.extra, "extra.", tensors, file=file)
         unpack_optimiser(self.optimiser, self.names, "optimiser.", tensors)
         self.step = int(about["step"])
+
+
+def pretrained_parameters(segmenter: Segmenter) -> set[nn.Parameter]:
+    """The parameters that were read rather than drawn; none in the compact network."""
+    parts = (segmenter.vision, segmenter.text)
+    return {one for part in parts if hasattr(part, "pretrained") for one in part.pretrained()}  # type: ignore[operator]
 
 
 def make_method(parts: Parts) -> Method:
@@ -142,7 +154,8 @@ def train(
     """Train a method and leave a run directory.
 
     Args:
-        out: the run directory: `config.json`, `split.json`, `metrics.jsonl`, `checkpoint.safetensors`, `about.json`.
+        out: the run directory: `config.json`, `split.json`, `metrics.jsonl`, `checkpoint.safetensors`, `about.json`;
+            where the model has pretrained parts, `backbone/` and `text/` with all but their weights.
         resume: go on from the checkpoint in `out`, if there is one.
         progress: called with (step, steps, last logs).
         tell: takes what happens in words, as when the drift guard steps in; `metrics.jsonl` has it as well.
@@ -152,13 +165,16 @@ def train(
         InputError: for a user's mistake; `NonFiniteLoss` if the loss is not a number.
     """
     out = Path(out)
-    if (out / CONFIG).exists():
+    begun = (out / CONFIG).exists()
+    if begun:
         if not resume:
             raise InputError("there is a run here already; add --resume to go on, or choose another folder", file=out)
         if Config.load(out / CONFIG).hash() != config.hash():
             raise InputError("the run here has another configuration; resume it as it was or go elsewhere", file=out)
-    prepared = prepare(config)
+    prepared = prepare(config, run=out if begun else None)
     out.mkdir(parents=True, exist_ok=True)
+    if not begun:
+        keep(config.model, prepared.vocabulary, out)
     prepared.split.save(out / SPLIT)
     prepared.bad.write(out / "skipped.jsonl")
     write_whole(out / ABOUT, (json.dumps(_about(config, prepared), indent=1) + "\n").encode())
@@ -168,8 +184,9 @@ def train(
     if config.train.method == "prior_only":
         return out
 
-    run = Run.start(config, prepared)
-    if resume and (out / CHECKPOINT).exists():
+    saved = resume and (out / CHECKPOINT).exists()
+    run = Run.start(config, prepared, folder=out if saved else None)
+    if saved:
         run.load(out)
     _cut_metrics(out / METRICS, run.step)
     probe = Probe.draw(run.parts, prepared.truth, prepared.truth_known)
@@ -237,13 +254,15 @@ def schedule(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def load_run(folder: Path | str) -> tuple[Config, Network | None, nn.Module, dict[str, Any]]:
+def load_run(
+    folder: Path | str, *, attn_implementation: str | None = None
+) -> tuple[Config, Network | None, nn.Module, dict[str, Any]]:
     """A finished (or unfinished) run's configuration, teacher, policy (an empty module where it has none), and `about`.
 
-    The network is `None` for `prior_only`. Raises `InputError` if this is no run or it is damaged.
+    The network is `None` for `prior_only`. `attn_implementation` is for pretrained parts: with `eager` they can be
+    exported. Raises `InputError` if this is no run or it is damaged.
     """
     from l2l.methods.l2l import make_rple
-    from l2l.model.text import Vocabulary
 
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -260,7 +279,9 @@ def load_run(folder: Path | str) -> tuple[Config, Network | None, nn.Module, dic
         return config, None, nn.Module(), about
     tensors, saved = load_tensors(folder / CHECKPOINT)
     about["step"] = saved["step"]
-    network = build_network(config, Vocabulary(tuple(about["vocabulary"]))).eval().requires_grad_(False)
+    vocabulary = vocabulary_of(config, about, folder)
+    network = build_network(config, vocabulary, run=folder, attn_implementation=attn_implementation)
+    network.eval().requires_grad_(False)
     load_module(network, "teacher.", tensors, file=folder / CHECKPOINT)
     extra: nn.Module = nn.Module()
     if config.train.method == "l2l":
@@ -281,7 +302,7 @@ def _about(config: Config, prepared: Prepared) -> dict[str, Any]:
         "prior": prepared.prior.name if prepared.prior else "", "skipped": len(prepared.bad.found),
         "prior_simulated": bool(prepared.prior and prepared.prior.simulated),
         "precision": str(choose_precision(config)).removeprefix("torch."), "torch": torch.__version__,
-        "vocabulary": list(prepared.vocabulary.words),
+        "vocabulary": [] if config.model.text else list(prepared.vocabulary.words),  # a tokenizer has files of its own
     }  # fmt: skip
 
 

@@ -19,10 +19,9 @@ from l2l.data.cache import cached
 from l2l.data.streams import seed_of
 from l2l.errors import InputError
 from l2l.model.text import Vocabulary
+from l2l.model.vision import DEVIATION, MEAN
 from l2l.proposals.proposal import Proposals
 from l2l.sample import Sample
-
-MEAN, DEVIATION = 0.45, 0.25
 
 
 def normalise(image: Tensor) -> Tensor:
@@ -110,6 +109,8 @@ class Pool:
     """For each ref, its rows."""
     device: str = "cpu"
     """Where batches go; the tables stay in main memory."""
+    vocabulary: Vocabulary = Vocabulary(())
+    """What the tokens mean."""
 
     def __len__(self) -> int:
         return len(self.image_of)
@@ -227,4 +228,5 @@ def build_pool(
         mirrorable=torch.tensor([new is not None for new in mirrored]), rival=rival, masks=masks, labelled=known,
         soft=torch.full((1, 1, 1), 128, dtype=torch.uint8).expand(count, *cells), score=torch.zeros(count),
         present=torch.zeros(count, dtype=torch.bool), pairs_of=tuple(pairs_of), device=device,
+        vocabulary=vocabulary,
     )  # fmt: skip

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from l2l.config import Config, DataConfig
+from l2l.config import Config, DataConfig, ModelConfig
 from l2l.data.augment import mirror_sentence
 from l2l.data.read import DataSet, read
 from l2l.data.readable import readable
@@ -17,6 +19,7 @@ from l2l.data.splits import Split, draw
 from l2l.data.streams import seed_of
 from l2l.errors import BadRecords, InputError
 from l2l.model.network import Network
+from l2l.model.pretrained import BACKBONE, TEXT, source
 from l2l.model.segmenter import Segmenter
 from l2l.model.text import Vocabulary
 from l2l.proposals.bank import PriorBank, read_priors, soft_maps
@@ -48,12 +51,16 @@ def read_data(config: DataConfig) -> DataSet:
     return read(
         config.data, images=Path(config.images) if config.images else None, refs=config.refs or None,
         skip_bad=config.skip_bad, scenes_count=config.scenes_count, scenes_seed=config.scenes_seed,
-        scenes_world=config.scenes_world,
+        scenes_world=config.scenes_world, scenes_no_target=config.scenes_no_target,
+        scenes_several=config.scenes_several,
     )  # fmt: skip
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, *, run: Path | None = None) -> Prepared:
     """Read, split, build the tables.
+
+    Args:
+        run: folder of the run that goes on, where a tokenizer is read from; without, what the settings name is read.
 
     Raises:
         InputError: for anything wrong with the data, the split, the rate, the priors or the name of a SAM.
@@ -77,8 +84,7 @@ def prepare(config: Config) -> Prepared:
         bad.found.extend(more.bad)
         unlabelled += [_renamed(dataclasses.replace(one, targets=None, split="train")) for one in more.samples]
     samples = readable(labelled + unlabelled, bad) if data.skip_bad else labelled + unlabelled
-    sentences = [sentence for sample in samples for sentence in sample.sentences]
-    vocabulary = Vocabulary.build([*sentences, *filter(None, map(mirror_sentence, sentences))])
+    vocabulary = make_vocabulary(config, samples, run)
     size = (data.height, data.width)
     pool = build_pool(samples, vocabulary, size=size, words=data.words, device=config.train.device)
     prior = None
@@ -96,20 +102,37 @@ def prepare(config: Config) -> Prepared:
     return Prepared(dataset, split, vocabulary, pool, truth, truth_known, prior, bad)
 
 
-def build_network(config: Config, vocabulary: Vocabulary) -> Network:
-    """The compact network, weights drawn from the seed."""
+def make_vocabulary(config: Config, samples: Sequence[Sample], run: Path | None = None) -> Vocabulary:
+    """The words of the sentences and their mirrored forms, or a pretrained text encoder's tokenizer."""
+    if config.model.text:
+        from l2l.model.words import SubwordVocabulary
+
+        return SubwordVocabulary.read(source(config.model.text, TEXT, run))
+    sentences = [sentence for sample in samples for sentence in sample.sentences]
+    return Vocabulary.build([*sentences, *filter(None, map(mirror_sentence, sentences))])
+
+
+def build_network(
+    config: Config, vocabulary: Vocabulary, *, run: Path | None = None, attn_implementation: str | None = None
+) -> Network:
+    """The network, its weights drawn from the seed or, in its pretrained parts, read.
+
+    Args:
+        run: folder of a run whose checkpoint will be loaded: pretrained parts are built as they are described there,
+            with random weights.
+        attn_implementation: of pretrained parts, as transformers knows it; `eager` for what `sdpa` cannot do.
+
+    Raises:
+        InputError: if pretrained parts cannot be read, or `model.start` does not fit.
+    """
     from l2l.labelling.sesm import SESM
-    from l2l.model.text import CompactText
-    from l2l.model.vision import CompactEncoder
 
     model = config.model
     torch.manual_seed(seed_of(config.train.seed, "weights") % 2**63)
+    read: dict[str, Any] = {"weights": run is None, "attn_implementation": attn_implementation}
     segmenter = Segmenter(
-        vision=CompactEncoder(channels=model.channels, depths=model.depths),
-        text=CompactText(
-            vocabulary_size=len(vocabulary), width=model.text_width, length=config.data.words, depth=model.text_depth
-        ),
-        words=model.text_width, width=model.width, context=model.context,
+        vision=_vision(model, run, read), text=_text(config, vocabulary, run, read), words=model.text_width,
+        width=model.width, context=model.context,
     )  # fmt: skip
     fuses = config.sesm.use and config.train.method == "l2l"  # nobody else teaches it
     sesm = SESM(width=model.width, fuses=fuses, guides=config.sesm.guidance, weighs=config.sesm.weigh)
@@ -117,6 +140,27 @@ def build_network(config: Config, vocabulary: Vocabulary) -> Network:
     if model.start:
         start_encoders(network.segmenter, vocabulary)
     return network.to(config.train.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _vision(model: ModelConfig, run: Path | None, read: dict[str, Any]) -> nn.Module:
+    if model.backbone:
+        from l2l.model.backbones import read_backbone
+
+        return read_backbone(source(model.backbone, BACKBONE, run), checkpointing=model.checkpointing, **read)
+    from l2l.model.vision import CompactEncoder
+
+    return CompactEncoder(channels=model.channels, depths=model.depths)
+
+
+def _text(config: Config, vocabulary: Vocabulary, run: Path | None, read: dict[str, Any]) -> nn.Module:
+    width, length = config.model.text_width, config.data.words
+    if config.model.text:
+        from l2l.model.words import read_text
+
+        return read_text(source(config.model.text, TEXT, run), vocabulary, width=width, length=length, **read)
+    from l2l.model.text import CompactText
+
+    return CompactText(vocabulary_size=len(vocabulary), width=width, length=length, depth=config.model.text_depth)
 
 
 @torch.no_grad()
