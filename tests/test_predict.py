@@ -136,3 +136,22 @@ def test_files(tmp_path: Path) -> None:
         shown = np.asarray(written)
     assert not shown[~mask].any()
     assert (shown[2, 3] == 255).all() and tuple(shown[3, 4]) == (128, 32, 32)
+
+
+def test_many_sentences_are_answered_as_each_by_itself(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(run)
+    predictor.set_image("scenes:home:0:9")
+    sentences = ["the red star", "the leftmost ring", "the big blue square below the star", "a disc"]
+    boxes = [None, (4, 4, 40, 40), None, (20, 10, 60, 50)]
+    together = predictor.segment_all(sentences, boxes, batch=3)
+    looked = []
+    look = predictor.network.segmenter.look
+    monkeypatch.setattr(predictor.network.segmenter, "look", lambda image: looked.append(1) or look(image))
+    predictor.set_image("scenes:home:0:9")
+    for one, sentence, box in zip(together, sentences, boxes, strict=True):
+        alone = predictor.segment(sentence, box)
+        assert alone.score == pytest.approx(one.score, abs=2e-3) and (alone.mask != one.mask).mean() < 0.01
+    assert len(looked) == 1  # the picture, once
+    with pytest.raises(InputError, match="1 boxes for 2 sentences"):
+        predictor.segment_all(["a", "b"], [None])
+    assert predictor.segment_all([]) == []

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,7 @@ class Predictor:
         self.config, self.network = config, network
         self.vocabulary = vocabulary_of(config, about, run)
         self._small: Tensor | None = None
+        self._seen: tuple[Any, ...] | None = None  # of the picture, without any words
         self._size = (0, 0)
         self._sam = choose_sam(config)
         self._for_sam: np.ndarray | None = None  # the picture, until SAM is asked about it
@@ -76,9 +78,8 @@ class Predictor:
         picture = pixels(image)
         self._size = (picture.shape[0], picture.shape[1])
         self._small = resize(picture, (self.config.data.height, self.config.data.width))
-        self._for_sam = picture
+        self._for_sam, self._seen = picture, None
 
-    @torch.no_grad()
     def segment(self, sentence: str, box: Sequence[float] | None = None) -> Prediction:
         """The pixels a sentence means.
 
@@ -89,41 +90,73 @@ class Predictor:
         Raises:
             InputError: if no picture is set, the sentence is empty, or the box is not in the picture.
         """
+        return self.segment_all([sentence], [box])[0]
+
+    @torch.no_grad()
+    def segment_all(
+        self, sentences: Sequence[str], boxes: Sequence[Sequence[float] | None] | None = None, *, batch: int = 32
+    ) -> list[Prediction]:
+        """The pixels that each of many sentences means, as `segment` finds them; what needs no words is done once.
+
+        Args:
+            sentences: N of them. boxes: one for each, or `None` where nobody pointed; none at all if not given.
+            batch: sentences at a time.
+
+        Raises:
+            InputError: as `segment`, or if there are not as many boxes as sentences.
+        """
         if self._small is None:
             raise InputError("no picture yet: call set_image first")
-        if not sentence.strip():
+        if not all(sentence.strip() for sentence in sentences):
             raise InputError("an empty sentence")
+        if not sentences:
+            return []
+        boxes = [None] * len(sentences) if boxes is None else boxes
+        if len(boxes) != len(sentences):
+            raise InputError(f"{len(boxes)} boxes for {len(sentences)} sentences")
         image = self._small[None].float() / 255
-        proposals = self._proposals(image, box)
-        tokens = self.vocabulary.encode([sentence], self.config.data.words)
+        known = [box is not None for box in boxes]
+        proposals = self._proposals(image, boxes) if any(known) else None
+        tokens = self.vocabulary.encode(sentences, self.config.data.words)
         device = self.config.train.device
-        given = Proposals(proposals.soft.to(device), proposals.score.to(device), proposals.present.to(device))
         half = choose_precision(self.config) == torch.bfloat16
+        found: list[Prediction] = []
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=half):
-            answer = self.network(normalise(image.to(device)), tokens.to(device), given)
-        assert answer.elevated is not None and answer.guided is not None
-        logits, reliability = answer.q, answer.elevated.kappa
-        if box is not None:
-            logits, reliability = answer.best, answer.elevated.score
-        mask = upsample(logits[0].cpu(), self._size)
-        return Prediction(mask, float(reliability[0].float().sigmoid()), tight_box(mask))
+            picture = normalise(image.to(device))
+            if self._seen is None:
+                self._seen = self.network.segmenter.look(picture)
+            for rows in torch.arange(len(sentences)).split(batch):
+                given = None if proposals is None else proposals[rows].to(device)
+                answer = self.network(picture, tokens[rows].to(device), given, seen=self._seen)
+                told = self.network.sesm.unprompted(answer.q)
+                for place, row in enumerate(rows.tolist()):
+                    logits, reliability = answer.q[place], told[place]
+                    if known[row] and answer.elevated is not None:
+                        logits, reliability = answer.best[place], answer.elevated.score[place]
+                    mask = upsample(logits.cpu(), self._size)
+                    found.append(Prediction(mask, float(reliability.float().sigmoid()), tight_box(mask)))
+        return found
 
-    def _proposals(self, image: Tensor, box: Sequence[float] | None) -> Proposals:
+    def _proposals(self, image: Tensor, boxes: Sequence[Sequence[float] | None]) -> Proposals:
+        """P of each box; absent where there is none."""
+        for box in boxes:
+            if box is not None and len(box) != 4:
+                raise InputError(f"a box has 4 numbers, not {len(box)}")
+        priors = [
+            Prior() if box is None else Prior(boxes=(from_pixels(box, self._size),), scores=(BOX_SCORE,))
+            for box in boxes
+        ]
         cells = grid_size((self.config.data.height, self.config.data.width))
-        if box is None:
-            return Proposals.absent(1, *cells)
-        if len(box) != 4:
-            raise InputError(f"a box has 4 numbers, not {len(box)}")
-        prior = Prior(boxes=(from_pixels(box, self._size),), scores=(BOX_SCORE,))
         if self._sam is None:
-            soft = propose([prior], image, cells)
+            soft = propose(priors, image.expand(len(priors), -1, -1, -1), cells)
         else:
             if self._for_sam is not None:
                 self._sam.set_image(self._for_sam)
                 self._for_sam = None
-            soft = propose_with(self._sam, [prior], cells)
-        soft = (soft * 255).round() / 255  # as coarse as the tables of training
-        return Proposals(soft, torch.tensor([BOX_SCORE]), torch.tensor([True]))
+            soft = propose_with(self._sam, priors, cells)
+        present = torch.tensor([not prior.empty for prior in priors])
+        soft = torch.where(present[:, None, None], (soft * 255).round() / 255, 0.5)  # as coarse as in training
+        return Proposals(soft, torch.tensor([prior.score for prior in priors]), present)
 
 
 def predict(

@@ -228,7 +228,7 @@ class SESM(nn.Module):
 
         alike = agreement(soft, model) * here
         kappa = self.own(torch.stack([fill(model), alike, known * alike / 2], dim=1))
-        alone = self.alone(fill(model)[:, None])
+        alone = self.unprompted(q)
         kappa = torch.where(proposals.present, kappa, alone)
         answer = fused.detach().sigmoid()
         like_prior, like_model = agreement(soft, answer) * here, agreement(model, answer)
@@ -236,6 +236,10 @@ class SESM(nn.Module):
         if voice != BOTH:
             score = torch.where((here > 0) & (voice == PRIOR), rho, kappa)
         return Elevated(fused, rho, kappa, alone, score, weights)
+
+    def unprompted(self, q: Tensor) -> Tensor:
+        """kappa where no prior is at hand, logits (B,), of the model's own prediction, logits (B, h, w)."""
+        return self.alone(fill(q.detach().float().clamp(-6, 6).sigmoid())[:, None])
 
     def ridge(self) -> Tensor:
         """How far the judges have moved from where they started, squared."""

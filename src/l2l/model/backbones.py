@@ -231,6 +231,10 @@ class Grid:
     rotary: dict[str, Any]
     """DINOv3's rotary position embeddings, an argument of its blocks; else nothing."""
 
+    def expand(self, count: int, *_: int) -> Grid:
+        """Of one picture, as of `count` times the same."""
+        return replace(self, tokens=self.tokens.expand(count, -1, -1))
+
 
 class PlainStem(nn.Module):
     """Patches of a plain ViT, one to 16 x 16 pixels of the picture.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -43,9 +44,12 @@ class Network(nn.Module):
         super().__init__()
         self.segmenter, self.sesm = segmenter, sesm
 
-    def forward(self, image: Tensor, tokens: Tensor, proposals: Proposals | None = None) -> Answer:
-        """image (B, 3, H, W) normalised, tokens (B, L); without proposals only `q` is answered."""
-        encoded = self.segmenter.encode(image, tokens)
+    def forward(
+        self, image: Tensor, tokens: Tensor, proposals: Proposals | None = None, *, seen: tuple[Any, ...] | None = None
+    ) -> Answer:
+        """image (B, 3, H, W) normalised, tokens (B, L); without proposals only `q` is answered. `seen`: see
+        `Segmenter.encode`."""
+        encoded = self.segmenter.encode(image, tokens, seen=seen)
         q, features = self.segmenter.decode(encoded)
         if proposals is None:
             return Answer(encoded, q, features)

@@ -74,14 +74,22 @@ class Segmenter(nn.Module):
         self.classify = nn.Conv2d(width, 1, 1)
         nn.init.constant_(self.classify.bias, -2.0)  # most pixels are background
 
-    def encode(self, image: Tensor, tokens: Tensor) -> Encoded:
-        """image (B, 3, H, W) normalised to about zero mean and unit variance, tokens (B, L) int64."""
+    def look(self, image: Tensor) -> tuple[Any, ...]:
+        """What needs no words, and serves all sentences about a picture: stem and first stage. image (B, 3, H, W)."""
+        return _parts(self.vision.stages[0](*_parts(self.vision.stem(image))))
+
+    def encode(self, image: Tensor, tokens: Tensor, *, seen: tuple[Any, ...] | None = None) -> Encoded:
+        """image (B, 3, H, W) normalised to about zero mean and unit variance, tokens (B, L) int64.
+
+        `seen`: what `look` made of the picture, so that it need not be looked at again; of one picture for B sentences.
+        """
         tokens = tokens[:, : max(1, int((tokens != PAD).sum(1).max()))]  # no work for padding that nobody needs
         words, real = self.text(tokens)
-        x, *handed = _parts(self.vision.stem(image))
+        x, *handed = self.look(image) if seen is None else (_repeated(one, len(tokens)) for one in seen)
         maps = []
         for stage, attention in enumerate(self.attention):
-            x, *handed = _parts(self.vision.stages[stage](x, *handed))
+            if stage:
+                x, *handed = _parts(self.vision.stages[stage](x, *handed))
             x = x + attention(x, words, real)
             if stage:
                 x, words = self.context[stage - 1](x, words, real)
@@ -112,6 +120,11 @@ class Segmenter(nn.Module):
     def forward(self, image: Tensor, tokens: Tensor) -> Tensor:
         """Logits (B, h, w) without a prior."""
         return self.decode(self.encode(image, tokens))[0]
+
+
+def _repeated(part: Any, count: int) -> Any:
+    """What `look` made of one picture (or of `count`), as of `count` pictures; no copy is made."""
+    return part.expand(count, -1, -1, -1)
 
 
 def _parts(given: Any) -> tuple[Any, ...]:

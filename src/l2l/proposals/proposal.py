@@ -19,8 +19,12 @@ class Proposals:
     present: Tensor
     """(B,) bool: whether there is a prior."""
 
-    def __getitem__(self, rows: slice) -> Proposals:
+    def __getitem__(self, rows: slice | Tensor) -> Proposals:
         return Proposals(self.soft[rows], self.score[rows], self.present[rows])
+
+    def to(self, device: torch.device | str) -> Proposals:
+        """The same on a device."""
+        return Proposals(self.soft.to(device), self.score.to(device), self.present.to(device))
 
     @classmethod
     def absent(cls, batch: int, height: int, width: int, *, device: torch.device | str = "cpu") -> Proposals:

@@ -57,10 +57,10 @@ class Batch:
 
     def __getitem__(self, places: Tensor) -> Batch:
         """Some of the pairs."""
-        given = self.proposals
-        some = Proposals(given.soft[places], given.score[places], given.present[places])
         mask = None if self.mask is None else self.mask[places]
-        return Batch(self.rows[places], self.image[places], self.tokens[places], some, mask)
+        return Batch(
+            self.rows[places], self.image[places], self.tokens[places], self.proposals[places], mask
+        )
 
 
 def joined(*batches: Batch) -> Batch:
