@@ -110,23 +110,43 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--root", type=Path, default=Path("data"), metavar="DIR",
                      help="the folder that holds the set's folder and the pictures' (data)")  # fmt: skip
 
+    one = _command(kinds, "shard", _data_shard, "write a data set as shards, pictures included, for many machines",
+                   "l2l data shard refcoco --out shards --format wds --per-shard 1000")  # fmt: skip
+    one.add_argument("data", metavar="DATA", help=DATA_HELP)
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
+    one.add_argument("--format", choices=["wds", "parquet"], default="wds",
+                     help="WebDataset tars, or parquet as Hugging Face datasets opens it (wds)")  # fmt: skip
+    one.add_argument("--per-shard", type=int, default=1000, metavar="N", help="pairs in a shard (1000)")
+    _where(one)
+    _scenes(one)
+    one.add_argument("--skip-bad", action="store_true", help="set bad records aside, in DIR/skipped.jsonl")
+
     one = _command(commands, "prior", _prior, "ask a frozen model about every pair, once",
                    "l2l prior refcoco --source precomputed --file answers.jsonl --out priors")  # fmt: skip
-    one.add_argument("data", metavar="DATA", help=DATA_HELP)
-    one.add_argument("--source", choices=["grounder", "simulated", "precomputed", "endpoint"], default="grounder",
-                     help="whose answers (grounder); endpoint: a model behind an OpenAI-compatible server")  # fmt: skip
+    one.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP)
+    _shards(one)
+    one.add_argument("--source", choices=["grounder", "simulated", "precomputed", "endpoint", "mllm"],
+                     default="grounder", help="whose answers (grounder); endpoint: a model behind an OpenAI-compatible "
+                     "server; mllm: a multimodal model that runs here (Qwen2.5-VL, Qwen3-VL, InternVL, Florence-2, "
+                     "Grounding DINO)")  # fmt: skip
     one.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the prior store")
     one.add_argument("--file", type=Path, metavar="PRIORS.jsonl", help="the answers (precomputed)")
     one.add_argument("--accuracy", type=float, default=0.7, help="chance of the right object (simulated; 0.7)")
     one.add_argument("--seed", type=int, default=0, help="of the draws (simulated; 0)")
     one.add_argument("--url", default="", help="base address, as in http://127.0.0.1:8000/v1 (endpoint)")
-    one.add_argument("--model", default="", help="its name on the server (endpoint); the key is in OPENAI_API_KEY")
+    one.add_argument("--model", default="", help="its name on the server (endpoint); the key is in OPENAI_API_KEY. "
+                     "Its name on the Hugging Face hub, or a folder (mllm)")  # fmt: skip
     one.add_argument("--dialect", default="", help="how it writes boxes, if its name does not tell (endpoint)")
     one.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once (endpoint; 8)")
     one.add_argument("--per-minute", type=int, default=0, metavar="N",
                      help="requests begun in a minute at most (endpoint; no limit)")  # fmt: skip
     one.add_argument("--retries", type=int, default=5, metavar="N", help="tries after the first (endpoint; 5)")
     one.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds of one try (endpoint; 60)")
+    one.add_argument("--revision", help="branch, tag or commit on the hub (mllm; main)")
+    one.add_argument("--device", help="torch device (mllm; cpu)")
+    one.add_argument("--batch", type=int, metavar="N", help="sentences about one picture at once (mllm; 8)")
+    one.add_argument("--readout", choices=["reply", "attention"],
+                     help="the boxes that it writes, or where it looks, as a mask (mllm: Qwen; reply)")  # fmt: skip
     one.add_argument("--unlabelled", type=Path, metavar="FILE", help="JSONL file of further pairs")
     _where(one)
     _scenes(one)
@@ -177,6 +197,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--unlabelled", type=Path, metavar="FILE", help="JSONL file of further pairs")
     one.add_argument("--skip-bad", action="store_true", help="set bad records aside, in DIR/skipped.jsonl")
     one.add_argument("--all", action="store_true", help="the labelled pairs too")
+    _shards(one)
+    one.add_argument("--device", help="torch device (the run's own; --shards)")
 
     one = _command(commands, "report", _report, "one page on a run, or on several side by side",
                    "l2l report runs/l2l --beside runs/supervised --out report.html")  # fmt: skip
@@ -224,6 +246,15 @@ def _where(one: argparse.ArgumentParser) -> None:
 def _scenes(one: argparse.ArgumentParser) -> None:
     one.add_argument("--count", type=int, metavar="N", help="for scenes: pictures (1000)")
     one.add_argument("--scenes-seed", type=int, metavar="S", help="for scenes: which pictures (0)")
+
+
+def _shards(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--shards", type=Path, metavar="DIR",
+                     help="the pairs are these shards (see l2l data shard); --out gets a file for each")  # fmt: skip
+    one.add_argument("--engine", choices=["local", "ray"], default="local",
+                     help="shards one by one here, or many at once with Ray (local; --shards)")  # fmt: skip
+    one.add_argument("--workers", type=int, default=1, metavar="N", help="shards at once (--engine ray; 1)")
+    one.add_argument("--threads", type=int, default=1, metavar="N", help="of each worker (--shards; 1)")
 
 
 def _run_and_prior(one: argparse.ArgumentParser) -> None:
@@ -278,6 +309,18 @@ def _data_split(args: argparse.Namespace) -> None:
     print(f"{args.out}: {len(split.images)} labelled images, hash {split.hash}")
 
 
+def _data_shard(args: argparse.Namespace) -> None:
+    from l2l.data.shards import write_shards
+    from l2l.progress import Progress
+
+    dataset = _read(args, skip_bad=args.skip_bad)
+    with Progress("shards") as progress:
+        index = write_shards(dataset, args.out, format=args.format, per_shard=args.per_shard, skip_bad=args.skip_bad,
+                             progress=progress)  # fmt: skip
+    print(f"{args.out}: {len(index['shards'])} shards, {index['pairs']} pairs, {index['pictures']} pictures, "
+          f"{index['bytes'] / 1e6:.1f} MB")  # fmt: skip
+
+
 def _data_recipe(args: argparse.Namespace) -> int:
     from l2l.data.refcoco import guide
 
@@ -287,24 +330,23 @@ def _data_recipe(args: argparse.Namespace) -> int:
 
 
 def _prior(args: argparse.Namespace) -> int:
+    if args.shards is not None:
+        return _prior_shards(args)
+    if args.data is None:
+        raise InputError("DATA is missing: whose pairs shall be asked about? (or --shards)")
+    _only_with_shards(args)
     from l2l.priors.make import make_priors
     from l2l.progress import Progress
 
-    missed: list[str] = []
-    if args.source == "endpoint":
-        from l2l.priors.endpoint import Endpoint
-
-        args.source = Endpoint(
-            url=args.url, model=args.model, dialect=args.dialect, concurrency=args.concurrency,
-            per_minute=args.per_minute, retries=args.retries, timeout=args.timeout,
-        )  # fmt: skip
-        missed = args.source.missed
-    elif args.url or args.model or args.dialect:
-        raise InputError("--url, --model and --dialect are for --source endpoint")
+    if args.source == "mllm":
+        check_device(args.device or "cpu")
+    make = _source_of(args)
+    source = args.source if make is None else make()
+    missed: list[str] = getattr(source, "missed", [])
     dataset = _read(args, skip_bad=args.skip_bad)
     with Progress("priors") as progress:
         store = make_priors(
-            dataset, args.out, source=args.source, file=args.file, accuracy=args.accuracy, seed=args.seed,
+            dataset, args.out, source=source, file=args.file, accuracy=args.accuracy, seed=args.seed,
             unlabelled=args.unlabelled, skip_bad=args.skip_bad, progress=progress,
         )  # fmt: skip
     print(f"{args.out}: {len(store)} priors of {store.about()['name']}")
@@ -312,6 +354,50 @@ def _prior(args: argparse.Namespace) -> int:
     if missed:
         print(f"l2l: {len(missed)} pairs got no answer ({missed[-1]}); {RESUMES['prior'][2:]}", file=sys.stderr)
     return int(bool(missed))
+
+
+def _source_of(args: argparse.Namespace) -> Any:
+    """What makes a source that needs nothing but the pair, here or in any worker; `None` for the other sources."""
+    from functools import partial
+
+    if args.source != "endpoint" and (args.url or args.dialect or (args.model and args.source != "mllm")):
+        raise InputError("--url and --dialect are for --source endpoint, --model for that and for mllm")
+    own = {name: getattr(args, name) for name in ("revision", "device", "batch", "readout")}
+    given = {name: value for name, value in own.items() if value is not None}
+    if given and args.source != "mllm":
+        raise InputError(f"{', '.join(f'--{name}' for name in given)}: for --source mllm")
+    match args.source:
+        case "grounder":
+            from l2l.priors.grounder import Grounder
+
+            return Grounder
+        case "endpoint":
+            from l2l.priors.endpoint import Endpoint
+
+            return partial(
+                Endpoint, url=args.url, model=args.model, dialect=args.dialect, concurrency=args.concurrency,
+                per_minute=args.per_minute, retries=args.retries, timeout=args.timeout,
+            )  # fmt: skip
+        case "mllm":
+            from l2l.priors.mllm import Mllm
+
+            return partial(Mllm, args.model, **given)
+    return None
+
+
+def _prior_shards(args: argparse.Namespace) -> int:
+    from l2l.progress import Progress
+    from l2l.scale.prior_shards import prior_shards
+
+    if args.data or args.unlabelled or args.images or args.refs:
+        raise InputError("--shards says what the pairs are: no DATA, --unlabelled, --images or --refs beside it")
+    make = _source_of(args)
+    if make is None or args.file:
+        raise InputError(f"--source {args.source} needs more than the pair; with --shards: grounder, endpoint, mllm")
+    with Progress("prior shards") as progress:
+        about = prior_shards(make, args.shards, args.out, engine=args.engine, workers=args.workers,
+                             threads=args.threads, device=args.device or "cpu", progress=progress)  # fmt: skip
+    return _say_shards(args, about, f"of {about['source']}, nothing said of {about.get('empty', 0)}")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -410,10 +496,13 @@ def _predict(args: argparse.Namespace) -> None:
     print(f"{args.out}: {where}, {found.mask.mean():.2%} of the picture, expected IoU {found.score:.2f}")
 
 
-def _label(args: argparse.Namespace) -> None:
+def _label(args: argparse.Namespace) -> int:
     from l2l.label import label
     from l2l.progress import Progress
 
+    if args.shards is not None:
+        return _label_shards(args)
+    _only_with_shards(args)
     with Progress("label") as progress:
         path = label(
             args.run_folder, args.out, data=args.data, prior=args.prior, no_prior=args.no_prior,
@@ -422,6 +511,43 @@ def _label(args: argparse.Namespace) -> None:
         )  # fmt: skip
     about = json.loads((path.parent / "about.json").read_text(encoding="utf-8"))
     print(f"{path}: {about['pairs']} pairs, {about['accepted']} accepted, mean expected IoU {about['mean_score']:.2f}")
+    return 0
+
+
+def _label_shards(args: argparse.Namespace) -> int:
+    from l2l.progress import Progress
+    from l2l.scale.label_shards import label_shards
+
+    if args.data or args.unlabelled or args.images or args.refs:
+        raise InputError("--shards says what the pairs are: no --data, --unlabelled, --images or --refs beside it")
+    with Progress("label shards") as progress:
+        about = label_shards(
+            args.run_folder, args.shards, args.out, prior=args.prior, no_prior=args.no_prior, everything=args.all,
+            engine=args.engine, workers=args.workers, threads=args.threads, device=args.device or "",
+            progress=progress,
+        )  # fmt: skip
+    mean = about.get("score", 0.0) / max(1, about.get("pairs", 0))
+    return _say_shards(args, about, f"{about.get('accepted', 0)} accepted, mean expected IoU {mean:.2f}")
+
+
+def _say_shards(args: argparse.Namespace, about: dict[str, Any], more: str) -> int:
+    """What became of the shards; returns the exit code, 1 if there is something left to do."""
+    pairs, before = about.get("pairs", 0), about["kept"]
+    print(f"{args.out}: {about['shards']} shards ({before} were done before), {pairs} pairs, {more}")
+    if about["skipped"]:
+        print(f"l2l: {about['skipped']} records set aside, see {args.out / 'skipped.jsonl'}", file=sys.stderr)
+    for name, reason in list(about["failed"].items())[:10]:
+        print(f"l2l: {name} failed: {reason}", file=sys.stderr)
+    if not about["finished"]:
+        print(f"l2l: {len(about['failed'])} shards failed, {about.get('missed', 0)} pairs got no answer{_AGAIN}",
+              file=sys.stderr)  # fmt: skip
+    return int(not about["finished"])
+
+
+def _only_with_shards(args: argparse.Namespace) -> None:
+    device = args.command == "label" and args.device  # of `l2l prior`, it is the mllm's
+    if args.engine != "local" or args.workers != 1 or args.threads != 1 or device:
+        raise InputError("--engine, --workers and --threads are for --shards, as is --device of l2l label")
 
 
 def _report(args: argparse.Namespace) -> None:

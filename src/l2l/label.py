@@ -143,23 +143,31 @@ def _label_rest(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Append what is missing. Batches are cut from the whole order, so a resumed call computes the same ones."""
-    ids, sentences = pool.ids, pool.sentences
     with path.open("ab") as file:
         for rows in torch.arange(len(pool)).split(batch):
             if int(rows[-1]) < done:
                 continue
-            answer = answer_batch(network, rple, pool, rows, config, prior=prior)
-            lines = []
-            for place, row in enumerate(rows.tolist()):
-                if row >= done:
-                    sample = pool.samples[int(pool.ref_of[row])]
-                    line = _line(answer, place, sample, present=bool(pool.present[row]))
-                    lines.append({"id": ids[row], "image": sample.image, "sentence": sentences[row], **line})
+            lines = label_rows(network, rple, pool, rows, config, prior=prior)[max(0, done - int(rows[0])) :]
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
             if progress:
                 progress(int(rows[-1]) + 1, len(pool))
+
+
+def label_rows(
+    network: Network, rple: Rple | None, pool: Pool, rows: Tensor, config: Config, *, prior: bool
+) -> list[dict[str, Any]]:
+    """The lines of `labels.jsonl` for some rows of a pool, in one batch."""
+    answer = answer_batch(network, rple, pool, rows, config, prior=prior)
+    lines = []
+    for place, row in enumerate(rows.tolist()):
+        ref = int(pool.ref_of[row])
+        sample, which = pool.samples[ref], row - pool.pairs_of[ref][0]
+        line = _line(answer, place, sample, present=bool(pool.present[row]))
+        named = {"id": sample.sentence_ids[which], "image": sample.image, "sentence": sample.sentences[which]}
+        lines.append({**named, **line})
+    return lines
 
 
 @torch.no_grad()

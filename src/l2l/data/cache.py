@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,20 @@ from torch import Tensor
 def cache_folder() -> Path:
     """Where decoded pictures and proposals are kept: `$L2L_CACHE`, else the user's cache folder."""
     return Path(os.environ.get("L2L_CACHE") or Path.home() / ".cache" / "l2l")
+
+
+@contextmanager
+def cache_in(folder: Path) -> Iterator[None]:
+    """Within it the cache is `folder`, for the whole process: for pictures that are seen once and never again."""
+    before = os.environ.get("L2L_CACHE")
+    os.environ["L2L_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["L2L_CACHE"]
+        else:
+            os.environ["L2L_CACHE"] = before
 
 
 def cached(key: str, build: Callable[[], np.ndarray]) -> Tensor:

@@ -41,7 +41,7 @@ def read_folder(root: Path, *, images: Path | None = None, bad: BadRecords | Non
 
     def parse(line: dict[str, Any], number: int, sizes: _Sizes) -> Sample:
         key = str(line.get("id", f"r{number}"))
-        sentences = _sentences(line)
+        sentences = sentences_of(line)
         return Sample(
             id=key,
             sentences=sentences,
@@ -72,7 +72,7 @@ def read_pairs(path: Path, *, images: Path | None = None, bad: BadRecords | None
 
     def parse(line: dict[str, Any], number: int, sizes: _Sizes) -> Sample:
         key = str(line.get("id", f"u{number}"))
-        sentences = _sentences(line)
+        sentences = sentences_of(line)
         several = len(sentences) > 1
         return Sample(
             id=key,
@@ -147,7 +147,8 @@ def _lines(path: Path, bad: BadRecords) -> Iterator[tuple[int, dict[str, Any]]]:
             bad.add("not a JSON object", file=path, record=f"line {number}")
 
 
-def _sentences(line: dict[str, Any]) -> tuple[str, ...]:
+def sentences_of(line: dict[str, Any]) -> tuple[str, ...]:
+    """The sentences of a record, under any of the names that they go by. Raises `InputError` if there are none."""
     several = line.get("sentences")
     if several is None:
         several = [next((line[key] for key in ("sentence", "expression", "text") if line.get(key) is not None), None)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from l2l.errors import InputError
 
@@ -49,20 +50,21 @@ def load(image: str) -> np.ndarray:
         return np.array(colours.transpose(turn) if turn is not None else colours)
 
 
-def size(image: str, *, verify: bool = False) -> tuple[int, int]:
+def size(image: str, *, verify: bool = False, content: bytes | None = None) -> tuple[int, int]:
     """(height, width) in pixels, upright by the EXIF tag, from the file's header; drawn pictures have to be drawn.
 
     Args:
         image: as for `load`.
         verify: also look for damage that shows without decoding, such as a PNG with wrong checksums.
+        content: the file's bytes, where they are in memory; `image` is then only what messages call it.
 
     Raises:
         InputError: as `load` does.
     """
-    if image.startswith(SCENES):
+    if content is None and image.startswith(SCENES):
         height, width = load(image).shape[:2]
         return height, width
-    with opened(image) as picture:
+    with opened(image, content) as picture:
         width, height = picture.size
         lying = _orientation(picture) >= 5
         if verify:
@@ -88,10 +90,10 @@ def digest(image: str) -> str:
 
 
 @contextmanager
-def opened(image: str) -> Iterator[Image.Image]:
-    """The file as an open Pillow image; whatever goes wrong with it inside the `with` becomes an `InputError`."""
+def opened(image: str, content: bytes | None = None) -> Iterator[Image.Image]:
+    """The file, or its bytes, as an open Pillow image; what goes wrong inside the `with` becomes an `InputError`."""
     try:
-        with Image.open(image) as picture:
+        with Image.open(image if content is None else io.BytesIO(content)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise InputError(f"an image of more than {MAX_PIXELS:,} pixels", file=image)
             yield picture
@@ -99,6 +101,10 @@ def opened(image: str) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError as error:
         raise InputError(f"no such image: {image}", file=image) from error
+    except UnidentifiedImageError as error:
+        # Pillow's own words hold the address of the bytes, which is another one each time
+        said = error if content is None else "no format that is known"
+        raise InputError(f"an unreadable or truncated image: {said}", file=image) from error
     except Image.DecompressionBombError as error:
         raise InputError(f"an image with too many pixels: {error}", file=image) from error
     except Exception as error:  # Pillow's decoders answer damage with nearly any exception

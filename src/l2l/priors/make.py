@@ -27,7 +27,7 @@ def make_priors(
     Args:
         out: the store's folder.
         source: `grounder`, the embedded frozen model; `simulated`, boxes drawn from the true masks; `precomputed`, a
-            file of any tool; or a source, such as a `priors.endpoint.Endpoint`.
+            file of any tool; or a source, such as a `priors.endpoint.Endpoint` or a `priors.mllm.Mllm`.
         file: for `precomputed`, the JSONL file.
         accuracy: for `simulated`, the chance of the right object.
         seed: for `simulated`, of its draws.
