@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from l2l.cli import configure, main, parser
+from l2l.cli import main, parser
+from l2l.commands import configure
 from l2l.data.refcoco import (
     PICTURES,
     RATES,
