@@ -71,7 +71,6 @@ def test_the_known_counts_add_up_to_the_published_totals() -> None:
     assert (total("refcoco_google", "refs"), total("refcocog_google", "refs")) == (50_000, 49_822)
     assert total("refcocog_google", "sentences") == 95_010
     assert total("refcoco_google", "images") > 19_994 and total("refcocog_google", "images") > 25_799
-    assert total("grefcoco_unc", "sentences") == 259_859
 
 
 def test_the_known_splits_of_refcoco() -> None:
