@@ -320,7 +320,7 @@ def test_the_other_rules_accept_by_confidence() -> None:
 def test_the_policy_starts_by_accepting_cells_and_by_what_samples_are_expected_to_teach() -> None:
     state = state_of(6)
     cells, samples = AcceptancePolicy(words=6).eval()(state)
-    worth = state.expected_gain * (2 * state.facts[:, 0]).sigmoid() ** DOUBT
+    worth = state.facts[:, -1].exp() * (2 * state.facts[:, 0]).sigmoid() ** DOUBT
     assert cells.eq(ACCEPT).all() and torch.equal(samples.argsort(), worth.argsort())
 
 

@@ -43,11 +43,6 @@ class State:
         """(B, h, w) in [0, 1]: the fused proposal."""
         return (4 * self.maps[:, 0] * self.maps[:, -1]).sigmoid()
 
-    @property
-    def expected_gain(self) -> Tensor:
-        """(B,) what a sample would teach if its label were calibrated, see `expected_gain`."""
-        return self.facts[:, -1].exp()
-
     def __getitem__(self, rows: slice | Tensor) -> State:
         return State(self.maps[rows], self.facts[rows], self.sentence[rows], self.label[rows])
 
