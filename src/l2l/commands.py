@@ -164,18 +164,24 @@ def train(args: argparse.Namespace) -> None:
     from l2l.progress import Progress
     from l2l.training.checkpoint import load_tensors
     from l2l.training.loop import CHECKPOINT, CONFIG, train
+    from l2l.training.processes import Processes
 
     check_device(config.train.device)
     run, steps = args.out, config.train.steps
+    say = print if Processes.here(config.train.device).main else _silent
     if args.resume and (run / CHECKPOINT).exists() and Config.load(run / CONFIG).hash() == config.hash():
         step = int(load_tensors(run / CHECKPOINT)[1]["step"])
         if step >= steps:
-            print(f"{run}: finished already, {step} of {steps} steps; there is nothing to do")
+            say(f"{run}: finished already, {step} of {steps} steps; there is nothing to do")
             return
-        print(f"{run}: going on from step {step} of {steps}")
+        say(f"{run}: going on from step {step} of {steps}")
     with Progress(f"train {config.train.method}") as progress:
         train(config, run, resume=args.resume, progress=progress, tell=progress.tell)
-    print(f"{run}: {config.train.method}, run {config.hash()}; next: l2l evaluate {run}")
+    say(f"{run}: {config.train.method}, run {config.hash()}; next: l2l evaluate {run}")
+
+
+def _silent(line: str) -> None:
+    """What all processes but one say."""
 
 
 def configure(args: argparse.Namespace) -> Config:

@@ -277,11 +277,17 @@ class TrainConfig:
     """Pairs that each measurement looks at."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Arithmetic of the network; `auto` is bf16 where the processor is fast at it."""
+    accumulate: int = 1
+    """Pieces in which a batch goes through the network, so that the graph of one of them at a time is in memory; each
+    is computed twice. The batch stays what it is."""
+    fsdp: bool = False
+    """On several processes: each keeps only its part of the segmenter's weights and of the optimiser's state."""
     device: str = "cpu"
     """Torch device."""
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "steps must be at least 1")
+        _check(self.accumulate >= 1, "accumulate counts pieces of a batch")
         _check(min(self.labelled, self.held_out, self.unlabelled) >= 1, "each part of a batch needs at least 1 pair")
         _check(0 <= self.burn_in < 1, "burn_in is a share below 1")
         _check(min(self.save_every, self.probe_every) >= 1, "save_every and probe_every count steps")
@@ -290,6 +296,7 @@ class TrainConfig:
 SINCE: dict[str, tuple[str, ...]] = {
     "data": ("sam", "sam_points", "scenes_no_target", "scenes_several"),
     "model": ("backbone", "text", "backbone_rate", "checkpointing"),
+    "train": ("accumulate",),
 }  # fmt: skip
 """Settings by section that came later and whose default is what was before: left alone, they do not rename a run."""
 
@@ -310,9 +317,10 @@ class Config:
         return dataclasses.asdict(self)
 
     def hash(self) -> str:
-        """12 hex digits of what the method reads, but for the device: equal hashes, equal results on one machine."""
+        """12 hex digits of what the method reads, but for where it runs: equal hashes, equal results on one machine."""
         value = self.to_json()
-        value["train"].pop("device")
+        for name in ("device", "fsdp"):
+            value["train"].pop(name)
         value["rivals"] = {name: value["rivals"][name] for name in READ_BY.get(self.train.method, ())}
         if not value["rivals"]:
             value.pop("rivals")

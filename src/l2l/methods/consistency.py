@@ -16,10 +16,11 @@ from torch import Tensor
 from l2l.data.augment import strong_view
 from l2l.errors import InputError
 from l2l.model.network import Answer, Network
+from l2l.model.segmenter import Encoded
 from l2l.proposals.proposal import Proposals
 from l2l.training.losses import segmentation_loss
 from l2l.training.parts import Parts
-from l2l.training.pool import Batch, normalise
+from l2l.training.pool import Batch
 
 
 def peak_rates(parts: Parts) -> Mapping[str, float]:
@@ -64,15 +65,15 @@ def ask(parts: Parts, network: Network, *views: Batch) -> list[Answer]:
             torch.cat([one.soft for one in every]), torch.cat([one.score for one in every]),
             torch.cat([one.present for one in every]),
         )  # fmt: skip
-    with parts.autocast():
-        whole = network(
-            normalise(torch.cat([view.image for view in views])), torch.cat([view.tokens for view in views]), proposals
-        )
+    whole = parts.answer(
+        network, torch.cat([view.image for view in views]), torch.cat([view.tokens for view in views]), proposals
+    )
     answers, start = [], 0
     for view in views:
         own = slice(start, start + len(view.rows))
         guided = None if whole.guided is None else whole.guided[own]
-        answers.append(Answer(whole.encoded[own], whole.q[own], whole.features[own], guided=guided))
+        encoded = Encoded((), whole.encoded.sentence[own])
+        answers.append(Answer(encoded, whole.q[own], whole.features[own], guided=guided))
         start = own.stop
     return answers
 

@@ -36,7 +36,7 @@ from l2l.model.network import Answer
 from l2l.proposals.regions import in_view, mend
 from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
 from l2l.training.parts import Parts
-from l2l.training.pool import Batch, joined, normalise
+from l2l.training.pool import Batch, joined
 
 USUAL = 32  # held-out referents for which the policy's temperature is meant
 DRAWS = 64  # random choices of held-out images, the most representative of which is taken
@@ -110,8 +110,8 @@ class L2L:
 
         if shown:
             both = joined(*(batch for _, batch in shown))
-            with parts.autocast(), torch.no_grad():
-                teacher = plain = parts.teacher(normalise(both.image), both.tokens, both.proposals)
+            with torch.no_grad():
+                teacher = plain = parts.answer(parts.teacher, both.image, both.tokens, both.proposals)
             assert teacher.elevated is not None
             elevated, regions = teacher.elevated, None
             if self.regions is not None:
@@ -128,8 +128,8 @@ class L2L:
             some = u[chosen]
             images = torch.cat([x_s, strong_view(some.image, parts.rng("strong u", step))])
             tokens, proposals = torch.cat([x.tokens, some.tokens]), joined(x, some).proposals
-        with parts.autocast():
-            student = parts.network(normalise(images), tokens, proposals)
+        student = parts.answer(parts.network, images, tokens, proposals)
+        assert student.guided is not None
 
         loss_x = segmentation_loss(student.q[:count_x], x.mask).mean()
         loss_xg = segmentation_loss(student.guided[:count_x], x.mask).mean()

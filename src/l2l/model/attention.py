@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l2l.model.rows import RowDropout
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, real: Tensor) -> Tensor:
     """Multi-head attention where keys are masked.
@@ -41,7 +43,7 @@ class TransformerLayer(nn.Module):
         self.norm_attention, self.norm_forward = nn.LayerNorm(width), nn.LayerNorm(width)
         self.inward, self.outward = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.forward_part = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = RowDropout(dropout)
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
         """x (B, N, C), real (B, N) bool -> (B, N, C)."""

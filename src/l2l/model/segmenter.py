@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2l.model.fusion import PixelWordAttention, SceneWordContext
-from l2l.model.text import PAD
+from l2l.model.rows import ByRow
+from l2l.model.text import trimmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Smooth(nn.Module):
         return F.relu((self.guided if guided else self.plain)(self.convolve(x)))
 
 
-class Segmenter(nn.Module):
+class Segmenter(ByRow, nn.Module):
     """Encoder, text encoder, fusion at every stage and a top-down decoder.
 
     Args:
@@ -83,7 +84,8 @@ class Segmenter(nn.Module):
 
         `seen`: what `look` made of the picture, so that it need not be looked at again; of one picture for B sentences.
         """
-        tokens = tokens[:, : max(1, int((tokens != PAD).sum(1).max()))]  # no work for padding that nobody needs
+        if self.rows is None:  # else it has been done, by the longest sentence of the whole batch
+            tokens = trimmed(tokens)
         words, real = self.text(tokens)
         x, *handed = self.look(image) if seen is None else (_repeated(one, len(tokens)) for one in seen)
         maps = []

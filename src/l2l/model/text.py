@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from l2l.model.attention import TransformerLayer
+from l2l.model.rows import ByRow
 
 PAD, UNKNOWN = 0, 1
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
@@ -66,7 +67,12 @@ class Vocabulary:
         return UNKNOWN
 
 
-class CompactText(nn.Module):
+def trimmed(tokens: Tensor) -> Tensor:
+    """Tokens (B, L) as far as the longest sentence goes: no work for padding that nobody needs."""
+    return tokens[:, : max(1, int((tokens != PAD).sum(1).max()))]
+
+
+class CompactText(ByRow, nn.Module):
     """Word embeddings and a small pre-norm transformer.
 
     Args:
@@ -91,7 +97,9 @@ class CompactText(nn.Module):
         """tokens (B, L) int64 -> word features (B, L, C) and the boolean mask (B, L) that is true on real words."""
         real = tokens != PAD
         if self.training and self.unknown_rate:
-            lost = torch.rand(tokens.shape, device=tokens.device) < self.unknown_rate
+            length = tokens.shape[1]
+            chance = self.drawn(lambda count: torch.rand(count, length, device=tokens.device), len(tokens))
+            lost = chance < self.unknown_rate
             tokens = torch.where(lost & real, UNKNOWN, tokens)
         words = self.embedding(tokens) + self.position[:, : tokens.shape[1]]
         for layer in self.layers:

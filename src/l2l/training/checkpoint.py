@@ -1,4 +1,7 @@
-"""Checkpoints: one safetensors file that is whole or absent, with everything a resume needs and nothing pickled."""
+"""Checkpoints: one safetensors file that is whole or absent, with everything a resume needs and nothing pickled.
+
+Tensors are saved whole, also where each process holds but a part of them (`training.fsdp`).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,32 @@ import torch
 from torch import Tensor, nn
 
 from l2l.errors import InputError
+
+
+def divided(tensor: Tensor) -> bool:
+    """Whether only a part of a tensor is here, the rest in other processes (it is then a torch `DTensor`, which takes
+    half a second to import)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all its parts; every process must ask."""
+    return tensor.full_tensor() if divided(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that is here, as a view."""
+    return tensor.to_local() if divided(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def like(value: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, where the other one is and divided as it is."""
+    if not divided(other):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(other, DTensor)
+    return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -64,7 +93,7 @@ def unpack_optimiser(
                  if f"{prefix}{name}.{key}" in tensors}  # fmt: skip
         if state:
             optimiser.state[parameter] = {
-                key: value.clone() if key == "step" else torch.empty_like(parameter).copy_(value)
+                key: value.clone() if key == "step" else torch.empty_like(parameter).copy_(like(value, parameter))
                 for key, value in state.items()
             }
 
@@ -72,6 +101,8 @@ def unpack_optimiser(
 def load_module(module: nn.Module, prefix: str, tensors: Mapping[str, Tensor], *, file: Path) -> None:
     """Load the tensors under `prefix`. Raises `InputError` if they are not this module's."""
     mine = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+    own = module.state_dict()
+    mine = {name: like(value, own[name]) if name in own else value for name, value in mine.items()}
     try:
         module.load_state_dict(mine)
     except RuntimeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,12 +22,22 @@ from l2l.errors import InputError
 from l2l.labelling.rple import Rple
 from l2l.model.network import Network
 from l2l.model.pretrained import keep
+from l2l.model.rows import share_statistics
 from l2l.model.segmenter import Segmenter
 from l2l.model.words import vocabulary_of
-from l2l.training.checkpoint import load_module, load_tensors, pack_optimiser, save_tensors, unpack_optimiser
+from l2l.training.checkpoint import (
+    divided,
+    load_module,
+    load_tensors,
+    pack_optimiser,
+    save_tensors,
+    unpack_optimiser,
+    whole,
+)
 from l2l.training.parts import Method, Parts
 from l2l.training.prepare import Prepared, build_network, choose_precision, prepare
 from l2l.training.probe import Probe, measure
+from l2l.training.processes import Processes
 from l2l.training.teacher import follow, make_teacher
 
 CHECKPOINT, METRICS, CONFIG, SPLIT, ABOUT = (
@@ -52,11 +63,21 @@ class Run:
     names: dict[torch.Tensor, str]
 
     @classmethod
-    def start(cls, config: Config, prepared: Prepared, *, folder: Path | None = None) -> Run:
+    def start(
+        cls, config: Config, prepared: Prepared, *, folder: Path | None = None, processes: Processes | None = None
+    ) -> Run:
         """Step 0; with the folder of a run whose checkpoint is to be loaded next, no pretrained weights are read."""
+        processes = processes or Processes()
         network = build_network(config, prepared.vocabulary, run=folder)
+        if processes.count > 1:
+            share_statistics(network)
         teacher = make_teacher(network)
-        parts = Parts(config, prepared.pool, network, teacher, choose_precision(config))
+        if processes.count > 1 and config.train.fsdp:
+            from l2l.training.fsdp import shard
+
+            for one in (network, teacher):
+                shard(one, processes)
+        parts = Parts(config, prepared.pool, network, teacher, choose_precision(config), processes)
         method = make_method(parts)
         method.extra.to(config.train.device)
         rates = method.learning_rates()
@@ -78,12 +99,14 @@ class Run:
         return cls(config, 0, parts, method, optimiser, names)
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, whole or not at all; every process must call this, one writes."""
         tensors = {f"student.{name}": one for name, one in self.parts.network.state_dict().items()}
         tensors |= {f"teacher.{name}": one for name, one in self.parts.teacher.state_dict().items()}
         tensors |= {f"extra.{name}": one for name, one in self.method.extra.state_dict().items()}
         tensors |= pack_optimiser(self.optimiser, self.names, "optimiser.")
-        save_tensors(folder / CHECKPOINT, tensors, {"step": self.step, "hash": self.config.hash()})
+        tensors = {name: whole(one) for name, one in tensors.items()}
+        if self.parts.processes.main:
+            save_tensors(folder / CHECKPOINT, tensors, {"step": self.step, "hash": self.config.hash()})
 
     def load(self, folder: Path) -> None:
         """Continue from the checkpoint. Raises `InputError` if it is damaged or of another configuration."""
@@ -165,39 +188,38 @@ def train(
         InputError: for a user's mistake; `NonFiniteLoss` if the loss is not a number.
     """
     out = Path(out)
-    begun = (out / CONFIG).exists()
+    processes = Processes.here(config.train.device)
+    begun = processes.agree((out / CONFIG).exists())
     if begun:
         if not resume:
             raise InputError("there is a run here already; add --resume to go on, or choose another folder", file=out)
         if Config.load(out / CONFIG).hash() != config.hash():
             raise InputError("the run here has another configuration; resume it as it was or go elsewhere", file=out)
-    prepared = prepare(config, run=out if begun else None)
-    out.mkdir(parents=True, exist_ok=True)
-    if not begun:
-        keep(config.model, prepared.vocabulary, out)
-    prepared.split.save(out / SPLIT)
-    prepared.bad.write(out / "skipped.jsonl")
-    write_whole(out / ABOUT, (json.dumps(_about(config, prepared), indent=1) + "\n").encode())
-    write_whole(out / CONFIG, config.to_text().encode())
-    for stray in out.glob(f".{CHECKPOINT}.*.part"):  # of a process that was killed while it wrote
-        stray.unlink(missing_ok=True)
+    asked = config
+    if processes.device:
+        config = config.replace("train", device=processes.device)
+    with processes.first():
+        prepared = prepare(config, run=out if begun else None)
+    if processes.main:
+        _begin(out, asked, prepared, begun=begun)
     if config.train.method == "prior_only":
         return out
 
-    saved = resume and (out / CHECKPOINT).exists()
-    run = Run.start(config, prepared, folder=out if saved else None)
+    saved = processes.agree(resume and (out / CHECKPOINT).exists())
+    run = Run.start(config, prepared, folder=out if saved else None, processes=processes)
     if saved:
         run.load(out)
-    _cut_metrics(out / METRICS, run.step)
+    if processes.main:
+        _cut_metrics(out / METRICS, run.step)
     probe = Probe.draw(run.parts, prepared.truth, prepared.truth_known)
     steps = config.train.steps
-    with (out / METRICS).open("a", encoding="utf-8") as log:
+    with (out / METRICS if processes.main else Path(os.devnull)).open("a", encoding="utf-8") as log:
         began, first = time.perf_counter(), run.step
         while run.step < steps and (stop_after is None or run.step < stop_after):
             logs = train_step(run)
             for event in run.parts.events:
                 _write(log, {"step": run.step, "event": event})
-                if tell:
+                if tell and processes.main:
                     tell(f"step {run.step}: {event}")
             run.parts.events.clear()
             seconds = (time.perf_counter() - began) / (run.step - first)
@@ -209,9 +231,22 @@ def train(
             if run.step % config.train.save_every == 0 or run.step == steps:
                 log.flush()
                 run.save(out)
-            if progress:
+            if progress and processes.main:
                 progress(run.step, steps, {**logs, "seconds": seconds})
     return out
+
+
+def _begin(out: Path, config: Config, prepared: Prepared, *, begun: bool) -> None:
+    """Write what a run directory has before its first step."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not begun:
+        keep(config.model, prepared.vocabulary, out)
+    prepared.split.save(out / SPLIT)
+    prepared.bad.write(out / "skipped.jsonl")
+    write_whole(out / ABOUT, (json.dumps(_about(config, prepared), indent=1) + "\n").encode())
+    write_whole(out / CONFIG, config.to_text().encode())
+    for stray in out.glob(f".{CHECKPOINT}.*.part"):  # of a process that was killed while it wrote
+        stray.unlink(missing_ok=True)
 
 
 def train_step(run: Run) -> dict[str, float]:
@@ -228,9 +263,10 @@ def train_step(run: Run) -> dict[str, float]:
         raise NonFiniteLoss(f"the loss is {value} at step {step} ({shown}); {_batch(run)}")
     run.optimiser.zero_grad()
     loss.backward()
+    run.parts.processes.average(one for one in run.names if not divided(one))  # FSDP has done the others
     for module in (run.parts.network.segmenter, run.parts.network.sesm, run.method.extra):
         if any(True for _ in module.parameters()):
-            norm = nn.utils.clip_grad_norm_(module.parameters(), config.train.clip).item()
+            norm = whole(nn.utils.clip_grad_norm_(module.parameters(), config.train.clip)).item()
             if not math.isfinite(norm):
                 raise NonFiniteLoss(f"a gradient is {norm} at step {step}; {_batch(run)}")
     run.optimiser.step()

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from l2l.config import Config
 from l2l.data.augment import Geometry, draw_geometry
 from l2l.data.streams import Stream, generator
-from l2l.model.network import Network
+from l2l.model.network import Answer, Network
 from l2l.proposals.everything import mask_bank
 from l2l.proposals.proposal import Proposals
 from l2l.proposals.regions import region_bank
-from l2l.training.pool import Batch, Pool
+from l2l.training.pool import Batch, Pool, normalise
 from l2l.training.prepare import choose_sam
+from l2l.training.processes import Processes, divided
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Parts:
     """Its slow mean."""
     precision: torch.dtype
     """bfloat16 or float32, what autocast uses."""
+    processes: Processes = field(default_factory=Processes)
+    """Who else trains."""
     dealt: dict[str, Tensor] = field(default_factory=dict)
     """The rows of the step under way, by stream: what an error message names."""
     events: list[str] = field(default_factory=list)
@@ -91,6 +94,16 @@ class Parts:
     def rng(self, name: str, step: int) -> torch.Generator:
         """A generator for this purpose at this step."""
         return generator(self.config.train.seed, name, step)
+
+    def answer(self, network: Network, image: Tensor, tokens: Tensor, proposals: Proposals | None = None) -> Answer:
+        """One pass of student or teacher over a batch, divided among the processes there are.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1]. tokens: (B, L). proposals: of B pairs; without, only `q` is answered.
+        """
+        pieces = self.config.train.accumulate
+        with self.autocast():
+            return divided(network, normalise(image), tokens, proposals, processes=self.processes, pieces=pieces)
 
     def autocast(self) -> torch.autocast:
         """The precision of the network's passes."""

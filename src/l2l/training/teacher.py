@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from l2l.training.checkpoint import local
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -21,8 +23,8 @@ def make_teacher(student: Module) -> Module:
 def follow(teacher: nn.Module, student: nn.Module, *, step: int, decay: float) -> None:
     """teacher <- d x teacher + (1 - d) x student with d = min(decay, (1 + step) / (10 + step)): quick at first."""
     now = min(decay, (1 + step) / (10 + step))
-    mine: list[Tensor] = list(teacher.parameters())
-    torch._foreach_lerp_(mine, list(student.parameters()), 1 - now)
+    mine: list[Tensor] = [local(one) for one in teacher.parameters()]
+    torch._foreach_lerp_(mine, [local(one) for one in student.parameters()], 1 - now)
     for kept, new in zip(teacher.buffers(), student.buffers(), strict=True):
         if kept.is_floating_point():
             kept.lerp_(new, 1 - now)
