@@ -21,9 +21,9 @@ from trial import configure
 from l2l.labelling.policy import AcceptancePolicy, State, observe
 from l2l.labelling.reward import gain_reward
 from l2l.labelling.rple import mended
+from l2l.labelling.sesm import hard_iou
 from l2l.proposals.regions import nearest, region_bank
 from l2l.training.loop import Run, train_step
-from l2l.training.losses import hard_iou
 from l2l.training.pool import normalise
 from l2l.training.prepare import Prepared, prepare
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2l.labelling.sesm import agreement, fill, to_logit
-from l2l.training.losses import hard_iou, segmentation_loss
+from l2l.labelling.sesm import agreement, fill, hard_iou, to_logit
+from l2l.training.losses import segmentation_loss
 
 Kept = dict[str, Tensor]
 START = torch.tensor([0.0, 0.0, 1.0, 0.0])  # of P, Q, M and the constant

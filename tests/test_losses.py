@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
+from l2l.labelling.sesm import hard_iou
+from l2l.training.losses import reliability_loss, segmentation_loss
 
 seeds = st.integers(0, 10_000)
 

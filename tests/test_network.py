@@ -89,7 +89,7 @@ def test_guidance_starts_without_effect() -> None:
     # so the decoder adds to the prior what it says without guidance, but for its bias towards background
     added = answer.q - made.segmenter.classify.bias
     assert torch.allclose(answer.guided, heard.base + added, atol=1e-5)
-    assert torch.equal(answer.best, answer.elevated.fused)
+    assert torch.equal(answer.best, answer.elevated.answer)
 
 
 def test_pairs_do_not_see_one_another() -> None:

@@ -13,6 +13,8 @@ from l2l.labelling.sesm import (
     PRIOR,
     SESM,
     Elevated,
+    adopt,
+    alike,
     calibrated,
     entropy,
     soft_iou,
@@ -95,6 +97,19 @@ def test_it_can_overrule_the_guided_answer(heard: str) -> None:
     assert torch.equal(fused > 0, (given_.soft > 0.5) if heard == "prior" else (q > 0))
 
 
+def test_a_proposal_is_adopted_where_it_means_the_same() -> None:
+    left, right = torch.zeros(2, 2, SIDE, SIDE).unbind()
+    left[:, :, : SIDE // 2], right[:, :, SIDE // 2 :] = 0.9, 0.9
+    pool = torch.where(left > 0.5, 2.0, -2.0)
+    pool[:, 0, : SIDE // 4] = -2.0  # nearly the left one
+    some = torch.tensor([True, False])
+    for proposal, same in ((left, 1.0), (right, 0.0)):
+        trust = alike(pool, Proposals(proposal, torch.ones(2), some), 0.5)
+        assert trust.tolist() == pytest.approx([same, 0.0], abs=0.02)
+        found = adopt(pool, proposal, trust)
+        assert torch.equal(found[0] > 0, left[0] > 0.5 if same else pool[0] > 0) and torch.equal(found[1], pool[1])
+
+
 def test_the_less_reliable_prior_can_weigh_less() -> None:
     sesm, some = fresh(), proposals()
     scores = torch.tensor([0.1, 0.4, 0.6, 0.9])
@@ -126,6 +141,7 @@ def test_the_decoder_teaches_guidance_alone() -> None:
 def test_held_out_labels_teach_the_rest() -> None:
     sesm, known = stirred(), (proposals(), noise(), noise(1))
     assert reached(sesm, elevate(sesm, *known).fused.square().sum()) == {"pool"}
+    assert reached(sesm, alike(noise(), proposals(), sesm.likeness).sum()) == {"adopt"}
     for part, name in (("rho", "trust"), ("kappa", "own"), ("alone", "alone"), ("score", "expect")):
         assert reached(sesm, getattr(elevate(sesm, *known), part).sum()) == {name}
 

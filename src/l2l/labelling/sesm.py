@@ -9,6 +9,9 @@ pools", NIPS 1997), the weights of which depend on the prior's reliability rho a
   them. From there SESM starts as a rule: rho's log odds weigh the prior's voice beside M.
 - How good Q and M are, only held-out labels say, and a dozen numbers are learned from them, under a ridge that makes
   each departure earn its place: anything larger learned a few dozen labels by heart (docs/LOG.md).
+- Where the fused proposal means what the prior's means, that may have the better outline. Then the prior's is the
+  answer, from an IoU of the two on that is learned as well: where priors are well drawn it falls, elsewhere it rises.
+  That is for those who ask; the segmenter learns from the fused proposal: soft outlines teach it to be vague.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ class Elevated:
     """What SESM makes of a batch."""
 
     fused: Tensor
-    """Logits (B, h, w) of the fused proposal."""
+    """Logits (B, h, w) of the fused proposal, the pool of all voices."""
+    answer: Tensor
+    """Logits (B, h, w): the fused proposal, or the prior's where both mean the same."""
     rho: Tensor
     """Logits (B,), as `Heard` has them."""
     kappa: Tensor
@@ -58,6 +63,12 @@ def soft_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.minimum(a, b).sum((1, 2)) / torch.maximum(a, b).sum((1, 2)).clamp_min(1e-6)
 
 
+def hard_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of boolean maps (B, h, w) -> (B,) float; 1 where both are empty."""
+    union = (a | b).sum((1, 2)).float()
+    return torch.where(union > 0, (a & b).sum((1, 2)) / union.clamp_min(1), 1.0)
+
+
 def entropy(p: Tensor) -> Tensor:
     """Entropy of Bernoulli probabilities, in bits: 0 when sure, 1 at 0.5."""
     p = p.clamp(1e-6, 1 - 1e-6)
@@ -67,6 +78,24 @@ def entropy(p: Tensor) -> Tensor:
 def to_logit(p: Tensor, limit: float = 4.0) -> Tensor:
     """Log odds, clamped to [-limit, limit] so that a hard map stays open to argument."""
     return torch.logit(p.float(), eps=1e-6).clamp(-limit, limit)
+
+
+def alike(logits: Tensor, proposals: Proposals, likeness: Tensor | float) -> Tensor:
+    """How far an answer and the proposal mean the same object, (B,): sigmoid((IoU - `likeness`) / 0.1), and 0 where
+    there is no proposal. Whether two maps mean the same shows in their overlap, which of them is better drawn does not.
+
+    Args:
+        logits: (B, h, w). likeness: a number, or a scalar that gets a gradient.
+    """
+    shared = hard_iou(proposals.soft > 0.5, logits > 0)
+    return proposals.present * torch.sigmoid((shared - likeness) / 0.1)
+
+
+def adopt(logits: Tensor, proposal: Tensor, trust: Tensor) -> Tensor:
+    """Logits (B, h, w) of an answer of which the proposal, (B, h, w) in [0, 1], takes the share `trust`, (B,)."""
+    share = trust[:, None, None]
+    drawn = torch.logit(share * proposal + (1 - share) * logits.sigmoid(), eps=2e-3)
+    return torch.where(share > 0, drawn, logits)
 
 
 BOTH, PRIOR, MODEL = 0, 1, 2  # whom the fusion listens to
@@ -165,6 +194,7 @@ class SESM(nn.Module):
         # weights of P, Q, M, and a bias, each a slope in the log odds of rho and a constant
         self.pool = nn.ModuleList(Judge(*one) for one in ((0.5, 0.0), (0.0, 0.0), (0.0, 0.75), (0.0, 0.0)))
         self.commit = Judge(0.3)  # least
+        self.adopt = Judge(0.7)  # likeness
         self.guide = Guidance(width=width)
 
     @property
@@ -172,6 +202,11 @@ class SESM(nn.Module):
         """Soft IoU of a label with a region from which it is worth committing to the region; a scalar. It falls where
         regions are objects and rises where they are not: held-out labels say which."""
         return self.commit.weights[0]
+
+    @property
+    def likeness(self) -> Tensor:
+        """IoU of the fused proposal with the prior's from which that is the answer; a scalar."""
+        return self.adopt.weights[0]
 
     def calibrate(self, score: Tensor, iou: Tensor) -> None:
         """Let rho be what labelled pairs say of the prior's own score. The prior has learned from none of them, so
@@ -187,8 +222,8 @@ class SESM(nn.Module):
         agrees. Without fusion it is the score alone: nobody teaches it more."""
         facts = torch.logit(proposals.score.float(), eps=0.02)
         if self.fuses:
-            alike = agreement(proposals.soft.float(), q.detach().float().sigmoid())
-            facts = facts * self.line[0] + self.line[1] + alike * self.trust.weights[0]
+            same = agreement(proposals.soft.float(), q.detach().float().sigmoid())
+            facts = facts * self.line[0] + self.line[1] + same * self.trust.weights[0]
         return torch.where(proposals.present, facts, facts.new_tensor(-9.0))
 
     def listen(self, encoded: Encoded, proposals: Proposals, q: Tensor) -> Heard:
@@ -210,7 +245,9 @@ class SESM(nn.Module):
         Args:
             rho: from `reliability`. q, guided: logits (B, h, w). voice: if it is not to be its own.
         """
-        voice = PRIOR if not self.fuses else int(self.voice) if voice is None else voice
+        voice = int(self.voice) if voice is None else voice
+        if voice == BOTH and not self.fuses:
+            voice = PRIOR
         here = proposals.present.float()
         soft = proposals.soft.float()
         q, guided = (one.detach().float().clamp(-6, 6) for one in (q, guided))
@@ -225,17 +262,20 @@ class SESM(nn.Module):
             weights = torch.where(((here > 0) & (voice == PRIOR))[:, None], only[0], only[1])
         share = weights[:, :, None, None]
         fused = share[:, 0] * log_prior + share[:, 1] * q + share[:, 2] * guided + share[:, 3]
+        answer = fused
+        if self.weighs and voice == BOTH:
+            answer = adopt(fused, soft, alike(fused, proposals, self.likeness.detach()))
 
-        alike = agreement(soft, model) * here
-        kappa = self.own(torch.stack([fill(model), alike, known * alike / 2], dim=1))
+        same = agreement(soft, model) * here
+        kappa = self.own(torch.stack([fill(model), same, known * same / 2], dim=1))
         alone = self.unprompted(q)
         kappa = torch.where(proposals.present, kappa, alone)
-        answer = fused.detach().sigmoid()
-        like_prior, like_model = agreement(soft, answer) * here, agreement(model, answer)
-        score = self.expect(torch.stack([fill(answer), known, like_prior, known * like_prior / 2, like_model], dim=1))
+        said = fused.detach().sigmoid()
+        like_prior, like_model = agreement(soft, said) * here, agreement(model, said)
+        score = self.expect(torch.stack([fill(said), known, like_prior, known * like_prior / 2, like_model], dim=1))
         if voice != BOTH:
             score = torch.where((here > 0) & (voice == PRIOR), rho, kappa)
-        return Elevated(fused, rho, kappa, alone, score, weights)
+        return Elevated(fused, answer, rho, kappa, alone, score, weights)
 
     def unprompted(self, q: Tensor) -> Tensor:
         """kappa where no prior is at hand, logits (B,), of the model's own prediction, logits (B, h, w)."""

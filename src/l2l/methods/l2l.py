@@ -31,10 +31,10 @@ from l2l.labelling.reward import (
     weights,
 )
 from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
-from l2l.labelling.sesm import BOTH, calibrated, soft_iou
+from l2l.labelling.sesm import BOTH, alike, calibrated, hard_iou, soft_iou
 from l2l.model.network import Answer
 from l2l.proposals.regions import in_view, mend
-from l2l.training.losses import hard_iou, reliability_loss, segmentation_loss
+from l2l.training.losses import reliability_loss, segmentation_loss
 from l2l.training.parts import Parts
 from l2l.training.pool import Batch, joined
 
@@ -199,14 +199,17 @@ class L2L:
         loss_score = reliability_loss(elevated.score, came_fused, everywhere)
         prior = float((iou_prior * here).sum() / here.sum()) if here.any() else math.nan
         ridge = self.parts.config.sesm.ridge / len(self.folds[0]) * sesm.ridge()  # what few labels say weighs less
-        loss_commit = ridge.new_zeros(())
-        if regions is not None:  # whether to commit is a question about IoU: cross-entropy would rather stay in doubt
+        # whether to commit is a question about IoU: cross-entropy would rather stay in doubt
+        adopts = alike(elevated.fused.detach(), h.proposals, sesm.likeness)
+        loss_commit = (adopts * (iou_fused - iou_prior)).mean()
+        if regions is not None:
             committed = mend(elevated.fused.detach(), regions[: len(y)], least=sesm.least)
-            loss_commit = (1 - soft_iou(committed.sigmoid(), h.mask)).mean()
+            loss_commit = loss_commit + (1 - soft_iou(committed.sigmoid(), h.mask)).mean()
         return loss_fused + loss_rho + loss_kappa + loss_score + loss_commit + ridge, {
             "loss_fused": loss_fused.item(), "loss_rho": loss_rho.item(), "loss_kappa": loss_kappa.item(),
             "held_out_prior": prior, "held_out_model": float(iou_model.mean()),
             "held_out_fused": float(iou_fused.mean()), "least": sesm.least.item(),
+            "likeness": sesm.likeness.item(),
         }  # fmt: skip
 
     def _policy_loss(

@@ -31,9 +31,9 @@ class Answer:
 
     @property
     def best(self) -> Tensor:
-        """The best there is: the fused proposal, else the guided logits, else `q`."""
-        if self.fuses and self.proposal is not None:
-            return self.proposal
+        """The best there is: SESM's answer, else the guided logits, else `q`."""
+        if self.fuses and self.elevated is not None:
+            return self.elevated.answer
         return self.q if self.guided is None else self.guided
 
 

@@ -38,9 +38,3 @@ def reliability_loss(logits: Tensor, iou: Tensor, valid: Tensor) -> Tensor:
     """
     each = F.binary_cross_entropy_with_logits(logits, iou, reduction="none")
     return (each * valid).sum() / valid.sum().clamp_min(1)
-
-
-def hard_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of boolean maps (B, h, w) -> (B,) float; 1 where both are empty."""
-    union = (a | b).sum((1, 2)).float()
-    return torch.where(union > 0, (a & b).sum((1, 2)) / union.clamp_min(1), 1.0)

@@ -15,9 +15,9 @@ from l2l.data.streams import generator
 from l2l.labelling.policy import State, observe
 from l2l.labelling.reward import gain_reward
 from l2l.labelling.rple import Rple, mended
+from l2l.labelling.sesm import hard_iou
 from l2l.model.network import Network
 from l2l.proposals.regions import nearest
-from l2l.training.losses import hard_iou
 from l2l.training.parts import Parts
 from l2l.training.pool import Batch, normalise
 
