@@ -26,6 +26,7 @@ from l2l.model.segmenter import Segmenter, _parts
 from l2l.model.text import PAD, CompactText, Vocabulary
 from l2l.model.words import PretrainedText, SubwordVocabulary, read_text
 from l2l.predict import Predictor
+from l2l.pretrained import digest_of
 from l2l.training.loop import Run, load_run, pretrained_parameters, train, train_step
 from l2l.training.pool import grid_size, normalise
 from l2l.training.prepare import build_network, prepare
@@ -324,6 +325,9 @@ def test_a_run_needs_the_pretrained_folders_no_more(folder: Path, tmp_path: Path
     train(config, cut, stop_after=2)
     shutil.rmtree(there)
     train(config, cut, resume=True)
+    for about in (json.loads((run / "about.json").read_text()) for run in (whole, cut)):
+        assert about["backbone"] == f"swin@{digest_of(folder / 'swin')}" and about["sam"] == ""
+        assert about["text"] == f"bert@{digest_of(folder / 'bert')}" and str(tmp_path) not in str(about["backbone"])
     network, resumed = load_run(whole)[1], load_run(cut)[1]
     assert network is not None and resumed is not None
     other = resumed.state_dict()

@@ -156,9 +156,26 @@ def test_progress_on_a_terminal_is_a_bar() -> None:
 
     stream = Terminal()
     with Progress("train", stream=stream) as progress:
+        progress.before("regions", 7, 7)
         progress(1, 4, {"loss": 0.5})
         progress(4, 4, {"loss": 0.125})
+    assert "regions" in stream.getvalue() and "7/7" in stream.getvalue()
     assert "train" in stream.getvalue() and "4/4" in stream.getvalue() and "loss 0.125" in stream.getvalue()
+
+
+def test_what_comes_before_has_a_title_and_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = iter([0.0] * 3 + [float(3600 + 10 * second) for second in range(9)])
+    monkeypatch.setattr("l2l.progress.time.monotonic", lambda: next(clocks))
+    stream = io.StringIO()
+    with Progress("train", stream=stream, every=0.0) as progress:
+        for done in (1, 2, 4):
+            progress.before("proposals", done, 4)
+        for done in (1, 2):
+            progress(done, 4)
+    assert stream.getvalue().splitlines() == [
+        "proposals 1/4 25%", "proposals 2/4 50%  0:20 left", "proposals 4/4 100%",
+        "train 1/4 25%", "train 2/4 50%  0:20 left",
+    ]  # fmt: skip
 
 
 def test_clock_and_figures() -> None:

@@ -22,18 +22,19 @@ from safetensors.torch import load_file, save_file
 from tiny import make_world
 from torch import Tensor
 
+from l2l import pretrained
 from l2l.cli import main
 from l2l.data.images import load
 from l2l.data.read import read
 from l2l.errors import InputError
-from l2l.priors import chat, florence, greedy, grounding_dino, pretrained
+from l2l.pretrained import CLIP, HALF, IMAGENET, Pretrained, frame
+from l2l.priors import chat, florence, greedy, grounding_dino
 from l2l.priors.answers import DIALECTS, instruction
 from l2l.priors.chat import Chat, attended, patches, tiling
 from l2l.priors.florence import Florence, first_phrase
 from l2l.priors.greedy import confidence
 from l2l.priors.grounding_dino import GroundingDino, caption, detected, fitted
 from l2l.priors.mllm import SUPPORTED, Mllm
-from l2l.priors.pretrained import CLIP, HALF, IMAGENET, Pretrained, frame
 from l2l.priors.prior import Prior
 from l2l.priors.store import PriorStore
 from l2l.sample import Sample

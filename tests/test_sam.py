@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from l2l.data.scenes import world_samples
 from l2l.errors import InputError
 from l2l.methods import semires
 from l2l.predict import Predictor
+from l2l.pretrained import IMAGENET, digest_of
 from l2l.priors.prior import Box, Prior
 from l2l.proposals.bank import soft_maps
 from l2l.proposals.everything import (
@@ -39,12 +41,15 @@ from l2l.proposals.everything import (
     stability,
 )
 from l2l.proposals.regions import mend
-from l2l.proposals.sam import DEVIATION, FAMILIES, MEAN, Sam, in_picture, prompts_of, propose_with
+from l2l.proposals.sam import FAMILIES, Sam, in_picture, prompts_of, propose_with
+from l2l.report import report
 from l2l.rle import Rle
 from l2l.sample import Sample
-from l2l.training.loop import METRICS
+from l2l.training.loop import ABOUT, METRICS, train
+from l2l.training.processes import Processes
 
 SIDE, CELLS = 64, (12, 16)
+MEAN, DEVIATION = IMAGENET
 SHAPES = {"wide": (40, 90), "tall": (101, 33), "square": (70, 70)}
 BOX: Box = (0.25, 0.3, 0.75, 0.8)
 
@@ -517,6 +522,10 @@ def test_three_steps_with_sam(
     logs = next(line for line in reversed(lines) if "loss" in line)
     assert all(math.isfinite(value) for value in logs.values()) and "loss_u" in logs
     assert len(banks) == 1 and banks[0].shape[1:] == (LAYERS, 32, 32) and (banks[0].flatten(1).amax(1) > 0).any()
+    sam = json.loads((run / ABOUT).read_text())["sam"]
+    assert sam == f"{kind}@{digest_of(models[kind])}"
+    page = report(run, gallery=0).read_text(encoding="utf-8")
+    assert f"Pretrained: SAM {sam[: len(kind) + 13]}." in page
     assert main(["evaluate", str(run)]) == 0
     rows = json.loads(next((run / "evaluations").glob("*-prior-alone.json")).read_text())["pairs"]
     assert len(rows) > 0
@@ -529,6 +538,30 @@ def test_three_steps_with_sam(
         assert all(one.mask.shape == picture.shape[:2] for one in answers)
     assert embedded == [(40, 90, 3), (101, 33, 3)]  # for boxes alone, and once for two
     assert "torchvision" not in sys.modules
+
+
+def test_what_takes_long_before_the_first_step_is_shown(
+    world: Path, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("L2L_CACHE", str(tmp_path / "cache"))
+    arguments = train_arguments(world, tmp_path / "run", "--method", "semires", steps=1, data_sam=models["sam"],
+                                data_sam_points=2)  # fmt: skip
+    assert main(arguments) == 0
+    shown = [line for line in capsys.readouterr().err.splitlines() if re.match(r"\w[\w ]* \d+/\d+ 100%", line)]
+    config = Config.load(tmp_path / "run" / "config.json")
+    told: list[tuple[str, int, int]] = []
+    for rank in (1, 0):  # of several processes, only the main one shows anything
+        monkeypatch.setenv("L2L_CACHE", str(tmp_path / f"cache-{rank}"))
+        monkeypatch.setattr(Processes, "here", lambda _, rank=rank: Processes(rank))
+        train(config, tmp_path / f"run-{rank}", stop_after=0, preparing=lambda *done: told.append(done))
+        assert bool(told) == (rank == 0)
+    [pairs] = {total for what, _, total in told if what == "proposals"}
+    [pictures] = {total for what, _, total in told if what == "regions"}
+    assert [told[0][0], told[-1]] == ["proposals", ("regions", pictures, pictures)]
+    assert [done for what, done, _ in told if what == "regions"] == list(range(1, pictures + 1))
+    assert shown[:2] == [f"proposals {pairs}/{pairs} 100%", f"regions {pictures}/{pictures} 100%"]
+    assert len(shown) == 3 and shown[2].startswith("train semires 1/1 100%")
 
 
 def test_a_wrong_name_is_told_before_anything_is_written(

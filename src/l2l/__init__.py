@@ -35,14 +35,20 @@ if TYPE_CHECKING:
     from l2l.priors.make import make_priors as make_priors
     from l2l.report import report as report
     from l2l.sample import Sample as Sample
+    from l2l.sharing.folder import load as load
+    from l2l.sharing.folder import push_to_hub as push_to_hub
+    from l2l.sharing.folder import save_pretrained as save_pretrained
+    from l2l.sharing.onnx import export_onnx as export_onnx
     from l2l.training.loop import load_run as load_run
     from l2l.training.loop import train as train
 
 _HOME = {
     "Config": "config", "InputError": "errors", "Sample": "sample", "Split": "data.splits", "check": "data.check",
-    "demo": "demo", "draw": "data.splits", "evaluate": "evaluate", "label": "label", "load_run": "training.loop",
-    "make_priors": "priors.make", "Prediction": "predict", "Predictor": "predict", "predict": "predict",
-    "read": "data.read", "report": "report", "train": "training.loop", "write_scenes": "data.scene_set",
+    "demo": "demo", "draw": "data.splits", "evaluate": "evaluate", "export_onnx": "sharing.onnx", "label": "label",
+    "load": "sharing.folder", "load_run": "training.loop", "make_priors": "priors.make", "Prediction": "predict",
+    "Predictor": "predict", "predict": "predict", "push_to_hub": "sharing.folder", "read": "data.read",
+    "report": "report", "save_pretrained": "sharing.folder", "train": "training.loop",
+    "write_scenes": "data.scene_set",
 }  # fmt: skip
 
 __all__ = sorted(_HOME)  # noqa: PLE0605

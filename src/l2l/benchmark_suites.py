@@ -235,6 +235,11 @@ def _guard() -> tuple[Cell, ...]:
             cells.append(Cell("guard", "supervised", column, seed, own.replace("train", method="supervised")))
             cells.append(Cell("guard", "l2l", column, seed, own))
             cells.append(Cell("guard", "l2l, unguarded", column, seed, own.replace("rple", guard=False)))
+            if rate == 0.01:  # a loop that takes the prior at its word
+                plain = own.replace("sesm", use=False)
+                cells.append(Cell("guard", "l2l without SESM", column, seed, plain))
+                bare = plain.replace("rple", guard=False)
+                cells.append(Cell("guard", "l2l without SESM, unguarded", column, seed, bare))
     return tuple(cells)
 
 

@@ -26,6 +26,7 @@ from l2l.commands import (
     predict,
     prior,
     report,
+    save,
     train,
 )
 from l2l.errors import InputError
@@ -197,6 +198,14 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"),
                      help="where something points, pixels; it may be wrong")  # fmt: skip
     one.add_argument("--overlay", type=Path, metavar="OVER.png", help="also draw the mask over the picture")
+
+    one = _command(commands, "save", save, "a model folder with its card, for others or the hub; or ONNX",
+                   "l2l save runs/a --out street-clothes --license cc-by-4.0")  # fmt: skip
+    one.add_argument("run_folder", metavar="RUN", help="folder of a run, or a model folder")
+    one.add_argument("--out", type=Path, metavar="DIR", help="the model folder to make")
+    one.add_argument("--license", default="", metavar="NAME", help="of the weights, as the hub names licences")
+    one.add_argument("--onnx", type=Path, metavar="FILE", help="write the network as ONNX, checked by onnxruntime")
+    one.add_argument("--push-to-hub", metavar="OWNER/NAME", help="put the model folder on the hub, private")
 
     one = _command(commands, "label", label, "masks with scores for every unlabelled pair",
                    "l2l label runs/a --out labels")  # fmt: skip

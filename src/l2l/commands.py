@@ -176,7 +176,7 @@ def train(args: argparse.Namespace) -> None:
             return
         say(f"{run}: going on from step {step} of {steps}")
     with Progress(f"train {config.train.method}") as progress:
-        train(config, run, resume=args.resume, progress=progress, tell=progress.tell)
+        train(config, run, resume=args.resume, progress=progress, tell=progress.tell, preparing=progress.before)
     say(f"{run}: {config.train.method}, run {config.hash()}; next: l2l evaluate {run}")
 
 
@@ -258,6 +258,25 @@ def predict(args: argparse.Namespace) -> None:
         save_overlay(picture, found.mask, args.overlay)
     where = "nothing" if found.box is None else "box {} {} {} {}".format(*found.box)
     print(f"{args.out}: {where}, {found.mask.mean():.2%} of the picture, expected IoU {found.score:.2f}")
+
+
+def save(args: argparse.Namespace) -> None:
+    from l2l.sharing.folder import push_to_hub, save_pretrained
+
+    if args.out is None and args.onnx is None:
+        raise InputError("nothing to write: name a folder with --out, a file with --onnx, or both")
+    if args.push_to_hub and args.out is None:
+        raise InputError("--push-to-hub needs the model folder: name it with --out")
+    if args.out is not None:
+        save_pretrained(args.run_folder, args.out, licence=args.license, name=args.push_to_hub or "")
+        print(f'{args.out}: a model folder; l2l.load("{args.out}") reads it, its card is README.md')
+    if args.onnx is not None:
+        from l2l.sharing.onnx import export_onnx
+
+        apart = export_onnx(args.run_folder, args.onnx)
+        print(f"{args.onnx}: onnxruntime's answers differ from torch's by {apart:.1g} at most")
+    if args.push_to_hub:
+        print(push_to_hub(args.out, args.push_to_hub))
 
 
 def label(args: argparse.Namespace) -> int:

@@ -282,6 +282,8 @@ class TrainConfig:
     is computed twice. The batch stays what it is."""
     fsdp: bool = False
     """On several processes: each keeps only its part of the segmenter's weights and of the optimiser's state."""
+    compile: bool = False
+    """Compile the network (torch.compile): a minute or more at the start, quicker steps on a GPU."""
     device: str = "cpu"
     """Torch device."""
 
@@ -319,7 +321,7 @@ class Config:
     def hash(self) -> str:
         """12 hex digits of what the method reads, but for where it runs: equal hashes, equal results on one machine."""
         value = self.to_json()
-        for name in ("device", "fsdp"):
+        for name in ("device", "fsdp", "compile"):
             value["train"].pop(name)
         value["rivals"] = {name: value["rivals"][name] for name in READ_BY.get(self.train.method, ())}
         if not value["rivals"]:

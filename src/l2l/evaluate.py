@@ -24,6 +24,7 @@ from l2l.model.network import Network
 from l2l.model.text import Vocabulary
 from l2l.model.words import vocabulary_of
 from l2l.proposals.bank import PriorBank, read_priors, soft_maps
+from l2l.proposals.proposal import Proposals
 from l2l.sample import Sample
 from l2l.training.loop import CHECKPOINT, load_run
 from l2l.training.pool import Pool, build_pool, grid_size, normalise
@@ -163,12 +164,17 @@ def answers_and_rho(
     network: Network, pool: Pool, config: Config, *, prior: bool, batch: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """As `answers`, and rho (B,), the expected IoU of the prior's proposal; it means nothing where there is none."""
+    """As `answers`, and rho (B,), the expected IoU of the prior's proposal; it means nothing where there is none.
+
+    A picture is made ready, and looked at as far as that takes no words, once for all its sentences in a batch.
+    """
     kind, precision = config.train.device.split(":")[0], choose_precision(config)
     for rows in torch.arange(len(pool)).split(batch):
-        x = pool.batch(rows)
+        pictures, place = pool.image_of[rows].unique(return_inverse=True)
+        image = normalise(pool.images[pictures].to(pool.device).float() / 255)
         with torch.autocast(kind, torch.bfloat16, enabled=precision == torch.bfloat16):
-            answer = network(normalise(x.image), x.tokens, x.proposals)
+            seen = tuple(part[place.to(pool.device)] for part in network.segmenter.look(image))
+            answer = network(image, pool.tokens[rows].to(pool.device), proposals_of(pool, rows), seen=seen)
         assert answer.elevated is not None
         if prior:
             logits, reliability = answer.best, answer.elevated.score
@@ -180,10 +186,16 @@ def answers_and_rho(
             progress(int(rows[-1]) + 1, len(pool))
 
 
+def proposals_of(pool: Pool, rows: Tensor) -> Proposals:
+    """As in `pool.batch(rows)`, but no picture is touched."""
+    soft, score, present = (part[rows].to(pool.device) for part in (pool.soft, pool.score, pool.present))
+    return Proposals(soft.float() / 255, score, present)
+
+
 def prior_answers(pool: Pool, *, batch: int = 256) -> Iterator[tuple[Tensor, Tensor, Tensor, None]]:
     """The prior alone: P cut at 0.5, nothing where there is no prior; its own score; no rho."""
     for rows in torch.arange(len(pool)).split(batch):
-        x = pool.batch(rows).proposals
+        x = proposals_of(pool, rows)
         logits = torch.where(x.present[:, None, None], torch.logit(x.soft, 1e-4), -9.0)
         yield rows, logits, x.score, None
 

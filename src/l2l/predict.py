@@ -117,23 +117,80 @@ class Predictor:
         image = self._small[None].float() / 255
         known = [box is not None for box in boxes]
         proposals = self._proposals(image, boxes) if any(known) else None
+        of = torch.zeros(len(sentences), dtype=torch.int64)
+        return self._answer(image, of, [self._size], sentences, known, proposals, batch)
+
+    @torch.no_grad()
+    def segment_many(
+        self, pictures: Sequence[np.ndarray], sentences: Sequence[Sequence[str]],
+        boxes: Sequence[Sequence[Sequence[float] | None]], *, batch: int = 32,
+    ) -> list[list[Prediction]]:
+        """As `set_image` and `segment_all` for each of P pictures, but the network sees them together.
+
+        No picture is set afterwards.
+
+        Args:
+            pictures: P of them, as `set_image` takes them. sentences, boxes: of each picture, as `segment_all`.
+            batch: sentences at a time.
+
+        Raises:
+            InputError: as `set_image` and `segment_all`.
+        """
+        if not all(sentence.strip() for several in sentences for sentence in several):
+            raise InputError("an empty sentence")
+        small, sizes, given, known = [], [], [], [box is not None for several in boxes for box in several]
+        cells = grid_size((self.config.data.height, self.config.data.width))
+        for picture, own in zip(pictures, boxes, strict=True):
+            self.set_image(picture)
+            assert self._small is not None
+            small.append(self._small.float() / 255)
+            sizes.append(self._size)
+            pointed = any(box is not None for box in own)
+            given.append(
+                self._proposals(small[-1][None], own) if pointed else Proposals.absent(len(own), *cells)
+            )
+        counts = [len(several) for several in sentences]
+        if counts != [len(own) for own in boxes]:
+            raise InputError("not as many boxes as sentences")
+        of = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+        proposals = Proposals(
+            torch.cat([one.soft for one in given]), torch.cat([one.score for one in given]),
+            torch.cat([one.present for one in given]),
+        ) if any(known) else None  # fmt: skip
+        self._seen = None
+        try:
+            flat = [sentence for several in sentences for sentence in several]
+            found = iter(self._answer(torch.stack(small), of, sizes, flat, known, proposals, batch))
+        finally:
+            self._small = self._seen = self._for_sam = None
+        return [[next(found) for _ in range(count)] for count in counts]
+
+    def _answer(
+        self, images: Tensor, of: Tensor, sizes: Sequence[tuple[int, int]], sentences: Sequence[str],
+        known: Sequence[bool], proposals: Proposals | None, batch: int,
+    ) -> list[Prediction]:
+        """images (P, 3, H, W) in [0, 1]; `of` (N,), which of them each sentence is about; `known`, where a box is."""
         tokens = self.vocabulary.encode(sentences, self.config.data.words)
         device = self.config.train.device
         half = choose_precision(self.config) == torch.bfloat16
         found: list[Prediction] = []
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=half):
-            picture = normalise(image.to(device))
+            picture = normalise(images.to(device))
             if self._seen is None:
                 self._seen = self.network.segmenter.look(picture)
             for rows in torch.arange(len(sentences)).split(batch):
                 given = None if proposals is None else proposals[rows].to(device)
-                answer = self.network(picture, tokens[rows].to(device), given, seen=self._seen)
+                mine, seen = picture, self._seen
+                if len(images) > 1:
+                    which = of[rows].to(device)
+                    mine, seen = picture[which], tuple(part[which] for part in self._seen)
+                answer = self.network(mine, tokens[rows].to(device), given, seen=seen)
                 told = self.network.sesm.unprompted(answer.q)
                 for place, row in enumerate(rows.tolist()):
                     logits, reliability = answer.q[place], told[place]
                     if known[row] and answer.elevated is not None:
                         logits, reliability = answer.best[place], answer.elevated.score[place]
-                    mask = upsample(logits.cpu(), self._size)
+                    mask = upsample(logits.cpu(), sizes[int(of[row])])
                     found.append(Prediction(mask, float(reliability.float().sigmoid()), tight_box(mask)))
         return found
 

@@ -23,7 +23,9 @@ class Progress:
     Example:
         >>> import sys
         >>> with Progress("read", stream=sys.stdout) as progress:
+        ...     progress.before("unpack", 1, 1)
         ...     progress(3, 3)
+        unpack 1/1 100%
         read 3/3 100%
     """
 
@@ -33,6 +35,7 @@ class Progress:
         self._task: Any = None
         self._began = self._said = time.monotonic()
         self._first: int | None = None
+        self._before: dict[str, Progress] = {}
 
     def __enter__(self) -> Progress:
         self._began = self._said = time.monotonic()
@@ -58,7 +61,7 @@ class Progress:
             return
         now = time.monotonic()
         if self._first is None:
-            self._first = done
+            self._first, self._began = done, now  # what came before was something else
         if now - self._said < self.every and done < total:
             return
         self._said = now
@@ -67,6 +70,13 @@ class Progress:
         if self._first < done < total:  # what a resumed run had already done took no time of ours
             parts.append(f"{clock((now - self._began) / (done - self._first) * (total - done))} left")
         print("  ".join([*parts, told] if told else parts), file=self.stream, flush=True)
+
+    def before(self, title: str, done: int, total: int) -> None:
+        """Show how far something is that has to be there first, under a title of its own."""
+        if title not in self._before:
+            self._before[title] = Progress(title, stream=self.stream, every=self.every)
+            self._before[title]._bar = self._bar
+        self._before[title](done, total)
 
     def tell(self, text: str) -> None:
         """Say something in words, without disturbing the bar."""

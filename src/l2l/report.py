@@ -102,8 +102,9 @@ def report(
     return _write(Path(out) if out else run / "report.html", {
         "name": run.resolve().name, "config": config, "about": about, "split": split, "data": dataset.name,
         "sentence": _sentence(config, about), "facts": _facts(config, about), "simulated": about["prior_simulated"],
-        "notes": notes, "columns": COLUMNS, "table": _table(rows), "kinds": _by_kind(rows, truth),
-        "error": _standard_error(rows), "has_truth": bool(truth), "trained": network is not None,
+        "models": _models(about), "notes": notes, "columns": COLUMNS, "table": _table(rows),
+        "kinds": _by_kind(rows, truth), "error": _standard_error(rows), "has_truth": bool(truth),
+        "trained": network is not None,
         "temporal": temporal(config, about, logs, probes, events), "joint": _joint(found), "sections": shown,
         "calibration": calibrated(found, simulated=about["prior_simulated"]), "events": told(config, events),
         "training": training(logs, events), "settings": _settings(config), "policy": config.train.method == "l2l",
@@ -253,6 +254,16 @@ def _facts(config: Config, about: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
     hidden = ("steps", "precision") if config.train.method == "prior_only" else ()
     return [fact for fact in facts if fact[0] not in hidden]
+
+
+def _models(about: dict[str, Any]) -> str:
+    """Pretrained parts and SAM, each with the beginning of its commit or digest; runs of older versions do not say."""
+    shown = []
+    for key, what in (("backbone", "backbone"), ("text", "text encoder"), ("sam", "SAM")):
+        name, _, version = str(about.get(key, "")).rpartition("@")
+        if name:
+            shown.append(f"{what} {name}@{version[:12]}")
+    return ", ".join(shown)
 
 
 def _settings(config: Config) -> list[tuple[str, list[tuple[str, str, bool]]]]:

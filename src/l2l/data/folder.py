@@ -26,8 +26,8 @@ def read_folder(root: Path, *, images: Path | None = None, bad: BadRecords | Non
     `file_name` (or `image`) names the picture. `sentences` (a list), `sentence`, `expression` or `text` says what is
     meant. `mask` is the path of a lossless mask picture (not zero = target), relative to the folder, or a COCO RLE
     object; `masks` is a list of these, empty for a sentence without target. Without either, or with null, the line is
-    unlabelled. `split` (default `train`), `id` (`r` and the line's number) and `image_id` (the picture's name) may
-    be given.
+    unlabelled. `split` (default `train`), `id` (`r` and the line's number), `sentence_ids` (a list; ID_0, ID_1, ...)
+    and `image_id` (the picture's name) may be given.
 
     Args:
         root: the folder.
@@ -45,7 +45,7 @@ def read_folder(root: Path, *, images: Path | None = None, bad: BadRecords | Non
         return Sample(
             id=key,
             sentences=sentences,
-            sentence_ids=tuple(f"{key}_{index}" for index in range(len(sentences))),
+            sentence_ids=_sentence_ids(line, key, len(sentences)),
             targets=_targets(line, root),
             split=plain_text(line.get("split", "train")),
             provenance=f"{path.name}, line {number}",
@@ -155,6 +155,15 @@ def sentences_of(line: dict[str, Any]) -> tuple[str, ...]:
     if not isinstance(several, list):
         raise InputError("sentences must be a list")
     return tuple(plain_text(sentence) for sentence in several)
+
+
+def _sentence_ids(line: dict[str, Any], key: str, count: int) -> tuple[str, ...]:
+    given = line.get("sentence_ids")
+    if given is None:
+        return tuple(f"{key}_{index}" for index in range(count))
+    if not isinstance(given, list):
+        raise InputError("sentence_ids must be a list")
+    return tuple(map(str, given))
 
 
 def _targets(line: dict[str, Any], root: Path) -> tuple[Rle, ...] | None:

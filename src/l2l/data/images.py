@@ -29,22 +29,23 @@ _UPRIGHT = {
 }
 
 
-def load(image: str) -> np.ndarray:
+def load(image: str, *, content: bytes | None = None) -> np.ndarray:
     """The picture as uint8 (H, W, 3) RGB, upright by its EXIF tag.
 
     Transparency is laid over white, 16-bit values are scaled to 8 bits, and of an animation the first frame is taken.
 
     Args:
         image: a file path, or the address of a drawn picture, `scenes:WORLD:SEED:INDEX`.
+        content: the file's bytes, where they are in memory; `image` is then only what messages call it.
 
     Raises:
         InputError: if the file is missing, unreadable, truncated, or has more than `MAX_PIXELS` pixels.
     """
-    if image.startswith(SCENES):
+    if content is None and image.startswith(SCENES):
         from l2l.data.scenes import render_address
 
         return render_address(image)
-    with opened(image) as picture:
+    with opened(image, content) as picture:
         turn = _UPRIGHT.get(_orientation(picture))
         colours = _to_rgb(picture)
         return np.array(colours.transpose(turn) if turn is not None else colours)

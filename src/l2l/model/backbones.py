@@ -21,8 +21,9 @@ pixels, so that a token always stands for 16.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,11 +32,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from l2l.errors import InputError
-from l2l.model.pretrained import BACKBONE, read_config, read_model
+from l2l.model.pretrained import BACKBONE, build_encoder, pretrained_part
 from l2l.model.vision import DEVIATION, MEAN
+from l2l.pretrained import IMAGENET
 
 FAMILIES = ("swin", "convnext", "convnextv2", "dinov2", "dinov2_with_registers", "dinov3_vit")
-IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STRIDE = 16  # pixels that a token of a plain ViT stands for
 
 
@@ -72,7 +73,8 @@ def read_backbone(
     Raises:
         InputError: if transformers is missing, the model cannot be read, or it is none that is known here.
     """
-    config = read_config(BACKBONE, where)
+    found = pretrained_part(BACKBONE, where)
+    config = found.config
     family = config.model_type
     if family not in FAMILIES:
         raise InputError(f"model.backbone={where} is a model of type {family}; there are {', '.join(FAMILIES)}")
@@ -84,7 +86,7 @@ def read_backbone(
     if family == "dinov3_vit":  # random scales of the positions belong to its pre-training
         config.pos_embed_shift = config.pos_embed_jitter = config.pos_embed_rescale = None
     spare = ("embeddings.mask_token",) if plain else ("layernorm.",)
-    model = read_model(BACKBONE, where, config, weights=weights, attn_implementation=attn_implementation, spare=spare)
+    model = build_encoder(found, config, weights=weights, attn_implementation=attn_implementation, spare=spare)
     made = {"swin": _swin, "convnext": _convnext, "convnextv2": _convnext}.get(family, _plain)
     return made(model, config, checkpointing)
 
@@ -124,7 +126,7 @@ class Renormalise(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        mean, deviation = (torch.tensor(one, dtype=torch.float64) for one in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        mean, deviation = (torch.tensor(one, dtype=torch.float64) for one in IMAGENET)
         self.register_buffer("scale", (DEVIATION / deviation).float()[:, None, None], persistent=False)
         self.register_buffer("shift", ((MEAN - mean) / deviation).float()[:, None, None], persistent=False)
 
@@ -153,9 +155,14 @@ class Blocks(nn.Module):
         """x through all blocks, each of which gets the other arguments as well."""
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            made = checkpoint(block, x, *args, use_reentrant=False, **named) if again else block(x, *args, **named)
+            call = self.way_through(block)
+            made = checkpoint(call, x, *args, use_reentrant=False, **named) if again else call(x, *args, **named)
             x = made[0] if isinstance(made, tuple) else made  # some return their attention weights, too
         return x
+
+    def way_through(self, block: nn.Module) -> Callable[..., Any]:
+        """What is called for a block: the block."""
+        return block
 
 
 class SwinStem(nn.Module):
@@ -188,6 +195,72 @@ class SwinStage(Blocks):
         # without `always_partition` a block that once meets a small map keeps a small window for good
         tokens = self.run(tokens, (height, width), always_partition=True)
         return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+    def way_through(self, block: nn.Module) -> Callable[..., Any]:
+        """`swin_block`, which does what the block does; where attention is not `sdpa`, the block itself."""
+        ours = block.attention.config._attn_implementation == "sdpa"
+        return partial(swin_block, block) if ours else block
+
+
+def swin_block(block: Any, x: Tensor, size: tuple[int, int], always_partition: bool = True) -> Tensor:
+    """transformers' `SwinLayer`, its own modules in its own order, with less work; (B, h w, C) -> the same shape.
+
+    It pads a map to whole windows and projects what it padded, to throw it away in the end: at 480 x 480 every second
+    token of the last stage. What a projection makes of zeros is its bias, so here projections see real tokens alone.
+
+    Args:
+        block: a `SwinLayer`. size: (h, w) of the map. always_partition: always, as `SwinStage` wants it.
+    """
+    attention, window, shift = block.attention, block.window_size, block.shift_size
+    heads, (height, width) = attention.num_attention_heads, size
+    below, right = -height % window, -width % window
+    rows, columns = (height + below) // window, (width + right) // window
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    weight = torch.cat([one.weight for one in projections])  # (3 C, C)
+    bias = None if projections[0].bias is None else torch.cat([one.bias for one in projections])
+    maps = F.linear(block.layernorm_before(x), weight, bias).unflatten(1, size)  # (B, h, w, 3 C)
+    if below or right:
+        nothing = maps.new_zeros(maps.shape[3]) if bias is None else bias.to(maps.dtype)
+        maps = torch.cat([maps, nothing.expand(len(maps), height, right, -1)], dim=2)
+        maps = torch.cat([maps, nothing.expand(len(maps), below, width + right, -1)], dim=1)
+    if shift:
+        maps = maps.roll((-shift, -shift), (1, 2))
+    parts = maps.view(len(maps), rows, window, columns, window, 3, heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
+    query, key, value = parts.reshape(3, len(maps) * rows * columns, heads, window**2, -1)  # each (B n, heads, N, D)
+    near = attention.relative_position_bias()  # (1, heads, N, N)
+    apart = block.get_attn_mask(height + below, width + right, dtype=near.dtype, device=near.device)  # (n, N, N)
+    if apart is not None:  # windows of one picture as so many heads: the mask is the same for all pictures
+        near = (near + apart[:, None]).flatten(0, 1)[None]  # (1, n heads, N, N)
+        query, key, value = (one.view(len(maps), -1, *one.shape[2:]) for one in (query, key, value))
+    told = window_attention(query, key, value, near, attention.scaling, attention.attention_dropout * block.training)
+    told = told.reshape(len(maps), rows, columns, heads, window, window, -1).permute(0, 1, 4, 2, 5, 3, 6)
+    told = told.reshape(len(maps), rows * window, columns * window, -1)
+    if shift:
+        told = told.roll((shift, shift), (1, 2))
+    told = told[:, :height, :width].reshape(x.shape)
+    x = x + block.drop_path(block.dropout(attention.o_proj(told)))
+    return x + block.dropout(block.mlp(block.layernorm_after(x)))
+
+
+def window_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:
+    """Attention with a learned bias on the scores.
+
+    On a CPU torch has no fused kernel that learns the bias, and what it falls back to keeps the weights twice: the
+    products are written out there.
+
+    Args:
+        query, key, value: (B, G, N, D). bias: (1, G, N, N).
+
+    Returns:
+        (B, G, N, D).
+    """
+    if query.is_cuda or query.dtype != torch.float32 or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout,
+                                              scale=scale)  # fmt: skip
+    scores = bias.expand(len(query), -1, -1, -1).clone().flatten(0, 1)
+    scores = scores.baddbmm_(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), alpha=scale)
+    weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0)
+    return (weights @ value.flatten(0, 1)).view(query.shape)
 
 
 class ConvNextStem(nn.Module):
@@ -234,6 +307,10 @@ class Grid:
     def expand(self, count: int, *_: int) -> Grid:
         """Of one picture, as of `count` times the same."""
         return replace(self, tokens=self.tokens.expand(count, -1, -1))
+
+    def __getitem__(self, places: Tensor) -> Grid:
+        """Of some of the pictures."""
+        return replace(self, tokens=self.tokens[places])
 
 
 class PlainStem(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from l2l.config import Config
 from l2l.errors import InputError
-from l2l.model.pretrained import TEXT, read_config, read_model, read_tokenizer, source
+from l2l.model.pretrained import TEXT, build_encoder, pretrained_part, source, text_config
 from l2l.model.text import PAD, Vocabulary
 
 FAMILIES = ("bert", "clip", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
@@ -34,7 +34,7 @@ class SubwordVocabulary(Vocabulary):
     @classmethod
     def read(cls, where: str) -> SubwordVocabulary:
         """From a name on the Hugging Face Hub or a folder. Raises `InputError` if there is no tokenizer."""
-        tokenizer = read_tokenizer(where)
+        tokenizer = pretrained_part(TEXT, where).tokenizer
         return cls(tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))), tokenizer)
 
     def __len__(self) -> int:
@@ -130,7 +130,8 @@ def read_text(
         InputError: if transformers is missing, the model cannot be read, it is none that is known here, it reads no
             sentence of that length, or its tokenizer is another's.
     """
-    config = read_config(TEXT, where)
+    found = pretrained_part(TEXT, where)
+    config = text_config(found)
     family = config.model_type.removesuffix("_text_model")
     if family not in FAMILIES:
         raise InputError(f"model.text={where} is a model of type {family}; there are {', '.join(FAMILIES)}")
@@ -139,9 +140,7 @@ def read_text(
         raise InputError(f"data.words={length}: model.text={where} reads at most {most} tokens")
     if len(vocabulary) - 1 > config.vocab_size:
         raise InputError(f"model.text={where}: the tokenizer has {len(vocabulary) - 1} tokens, the model knows fewer")
-    model = read_model(
-        TEXT, where, config, weights=weights, attn_implementation=attn_implementation, spare=("pooler.",)
-    )
+    model = build_encoder(found, config, weights=weights, attn_implementation=attn_implementation, spare=("pooler.",))
     if hasattr(model, "pooler"):
         model.pooler = None  # one vector for the sentence, which nobody reads
     return PretrainedText(model, width=width)

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2l.errors import InputError
+from l2l.pretrained import CLIP, HALF, IMAGENET, Pretrained, frame
 from l2l.priors.answers import DIALECTS, instruction, smart_resize
 from l2l.priors.greedy import TOKENS, greedy, make_greedy
-from l2l.priors.pretrained import CLIP, HALF, IMAGENET, Pretrained, frame
 from l2l.priors.prior import Prior
 from l2l.rle import Rle
 

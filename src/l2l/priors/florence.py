@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l2l.pretrained import IMAGENET, Pretrained, frame
 from l2l.priors.answers import DIALECTS, instruction
 from l2l.priors.greedy import TOKENS, greedy, make_greedy
-from l2l.priors.pretrained import IMAGENET, Pretrained, frame
 from l2l.priors.prior import Prior
 
 SIDE = 768  # pixels of the square that it sees

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from l2l.errors import InputError
-from l2l.priors.pretrained import IMAGENET, Pretrained, frame
+from l2l.pretrained import IMAGENET, Pretrained, frame
 from l2l.priors.prior import Box, Prior, from_pixels
 
 SHORT, LONG = 800, 1333  # pixels of the shorter side of what it sees, and of the longer side at most

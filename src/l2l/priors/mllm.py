@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from l2l.data.images import load
 from l2l.errors import InputError
+from l2l.pretrained import Pretrained
 from l2l.priors import chat
 from l2l.priors.chat import Chat
 from l2l.priors.florence import Florence
 from l2l.priors.greedy import TOKENS
 from l2l.priors.grounding_dino import GroundingDino
-from l2l.priors.pretrained import Pretrained
 from l2l.priors.prior import Prior
 from l2l.sample import Sample
 
@@ -59,10 +58,8 @@ class Mllm:
             raise InputError("batch, tokens and pixels are at least 1, and a threshold is at least 0 and below 1")
         if readout not in READOUTS:
             raise InputError(f"no read-out {readout}; there are {' and '.join(READOUTS)}")
-        self._weights = Pretrained(model, revision)
-        kind = self._weights.kind
-        if kind not in SUPPORTED:
-            raise InputError(f"a model of type {kind}; it has to be one of {', '.join(SUPPORTED)}", file=model)
+        self._weights = Pretrained(model, asked_by="--source mllm", revision=revision, sampled=True)
+        kind = self._weights.kind_among(SUPPORTED)
         if readout == "attention" and kind not in chat.FAMILIES:
             raise InputError("--readout attention is for Qwen2.5-VL and Qwen3-VL", file=model)
         single = device.startswith("cpu") or kind == "grounding-dino"
@@ -76,8 +73,7 @@ class Mllm:
             case _:
                 self._asked = Chat(self._weights, tokens=tokens, pixels=pixels, readout=readout, **how)
         self.batch, self.device, self.simulated = batch, device, False
-        short = Path(model).resolve().name if Path(model).is_dir() else model  # a folder may move
-        self.name = f"{short} (mllm{', attention' if readout == 'attention' else ''})"
+        self.name = f"{self._weights.short_name} (mllm{', attention' if readout == 'attention' else ''})"
 
     def fingerprint(self) -> str:
         """Of the weights, the prompt and all settings but the batch and the device."""

@@ -7,11 +7,9 @@ the same way.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2l.errors import InputError
+from l2l.pretrained import IMAGENET, Pretrained, frame
 from l2l.priors.prior import Box, Prior
 from l2l.proposals.affinity import USUAL, at_least, given_mask, ranked
 from l2l.proposals.regions import JITTER, PROMPTS, jittered
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which both families were trained with
 LEAST_SIDE = 1 / 256  # of a prompted box: a pixel of SAM's masks
 
 Prompt = tuple[Box | None, tuple[tuple[float, float], ...]]
@@ -67,56 +64,29 @@ class Sam:
     """
 
     def __init__(self, name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, batch: int = 64):
-        try:
-            from transformers import PreTrainedConfig
-        except ImportError as error:
-            raise InputError(
-                "data.sam needs the extra transformers: pip install -e '.[transformers]' -c constraints.txt"
-            ) from error
-        try:
-            about, _ = PreTrainedConfig.get_config_dict(name)
-        except Exception as error:  # the hub's client and a damaged file answer with many kinds
-            raise InputError(f"no model here: {error}", file=f"data.sam={name}") from error
-        kind = about.get("model_type")
-        if kind not in FAMILIES:
-            raise InputError(f"a model of type {kind}; it has to be one of {', '.join(FAMILIES)}",
-                             file=f"data.sam={name}")  # fmt: skip
+        self._weights = Pretrained(name, asked_by="data.sam")
+        self.family = FAMILIES[self._weights.kind_among(FAMILIES)]
         self.name, self.device, self.dtype, self.batch = name, device, dtype, batch
-        self.family = FAMILIES[kind]
-        self.side = int(about.get("prompt_encoder_config", {}).get("image_size", 1024))
+        self.side = int(self._weights.config.prompt_encoder_config.image_size)
         """Pixels of the square that the model sees."""
         self.covered = (1.0, 1.0)
         """Shares of that square, in height and width, which the picture takes."""
-        self._revision: str | None = about.get("_commit_hash")
         self._embedding: Any = None
 
-    @cached_property
+    @property
+    def identity(self) -> str:
+        """Name and commit on the hub; of a folder its name and the digest of its files."""
+        return self._weights.identity
+
+    @property
     def fingerprint(self) -> str:
-        """Of the weights and the arithmetic: name and revision on the hub, or a digest of the folder's files."""
-        folder = Path(self.name)
-        if not folder.is_dir():
-            return f"{self.name}@{self._revision} {self.dtype}"
-        digest = hashlib.blake2b(digest_size=16)
-        for path in sorted(path for kind in ("json", "safetensors", "bin") for path in folder.glob(f"*.{kind}")):
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, hashlib.blake2b).digest())
-        return f"{digest.hexdigest()} {self.dtype}"
+        """Of the weights and the arithmetic."""
+        return f"{self._weights.fingerprint} {self.dtype}"
 
     @cached_property
     def model(self) -> Any:
         """The model. Raises `InputError` if it cannot be loaded or lacks weights."""
-        import transformers
-
-        try:
-            model, told = getattr(transformers, self.family.model).from_pretrained(
-                self.name, revision=self._revision or "main", dtype=torch.float32, output_loading_info=True
-            )
-        except Exception as error:
-            raise InputError(f"cannot load the model: {error}", file=f"data.sam={self.name}") from error
-        if told["missing_keys"]:
-            some = ", ".join(sorted(told["missing_keys"])[:3])
-            raise InputError(f"weights are missing: {some}, ...", file=f"data.sam={self.name}")
-        return model.to(self.device).eval().requires_grad_(False)
+        return self._weights.load(self.family.model, device=self.device, dtype=torch.float32)
 
     def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) in pixels that a picture of `size` has inside the square."""
@@ -128,11 +98,8 @@ class Sam:
     def frame(self, picture: np.ndarray) -> Tensor:
         """uint8 (H, W, 3) RGB -> float (1, 3, side, side), what the model sees."""
         height, width = self.fitted((picture.shape[0], picture.shape[1]))
-        pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(self.device).permute(2, 0, 1)[None].float()
-        small = F.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
-        mean, deviation = (torch.tensor(each, device=self.device)[:, None, None] for each in (MEAN, DEVIATION))
-        normal = (small.round().clamp(0, 255) / 255 - mean) / deviation
-        return F.pad(normal, (0, self.side - width, 0, self.side - height))
+        pixels = frame(picture, (height, width), IMAGENET, device=self.device, mode="bilinear")
+        return F.pad(pixels, (0, self.side - width, 0, self.side - height))[None]
 
     @torch.no_grad()
     def set_image(self, picture: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from l2l.data.streams import seed_of
 from l2l.errors import InputError
 from l2l.labelling.rple import Rple
 from l2l.model.network import Network
-from l2l.model.pretrained import keep
+from l2l.model.pretrained import BACKBONE, TEXT, identities, keep
 from l2l.model.rows import share_statistics
 from l2l.model.segmenter import Segmenter
 from l2l.model.words import vocabulary_of
@@ -35,7 +35,7 @@ from l2l.training.checkpoint import (
     whole,
 )
 from l2l.training.parts import Method, Parts
-from l2l.training.prepare import Prepared, build_network, choose_precision, prepare
+from l2l.training.prepare import Prepared, Preparing, build_network, choose_precision, prepare
 from l2l.training.probe import Probe, measure
 from l2l.training.processes import Processes
 from l2l.training.teacher import follow, make_teacher
@@ -64,8 +64,9 @@ class Run:
 
     @classmethod
     def start(
-        cls, config: Config, prepared: Prepared, *, folder: Path | None = None, processes: Processes | None = None
-    ) -> Run:
+        cls, config: Config, prepared: Prepared, *, folder: Path | None = None, processes: Processes | None = None,
+        preparing: Preparing | None = None,
+    ) -> Run:  # fmt: skip
         """Step 0; with the folder of a run whose checkpoint is to be loaded next, no pretrained weights are read."""
         processes = processes or Processes()
         network = build_network(config, prepared.vocabulary, run=folder)
@@ -77,7 +78,10 @@ class Run:
 
             for one in (network, teacher):
                 shard(one, processes)
-        parts = Parts(config, prepared.pool, network, teacher, choose_precision(config), processes)
+        if config.train.compile:
+            for one in (network, teacher):
+                one.compile(dynamic=True)
+        parts = Parts(config, prepared.pool, network, teacher, choose_precision(config), processes, preparing)
         method = make_method(parts)
         method.extra.to(config.train.device)
         rates = method.learning_rates()
@@ -172,8 +176,8 @@ def make_method(parts: Parts) -> Method:
 
 def train(
     config: Config, out: Path | str, *, resume: bool = False, progress: Progress | None = None,
-    stop_after: int | None = None, tell: Callable[[str], None] | None = None,
-) -> Path:
+    stop_after: int | None = None, tell: Callable[[str], None] | None = None, preparing: Preparing | None = None,
+) -> Path:  # fmt: skip
     """Train a method and leave a run directory.
 
     Args:
@@ -182,6 +186,7 @@ def train(
         resume: go on from the checkpoint in `out`, if there is one.
         progress: called with (step, steps, last logs).
         tell: takes what happens in words, as when the drift guard steps in; `metrics.jsonl` has it as well.
+        preparing: called with (what, done, total) while proposals and regions are made, before the first step.
         stop_after: leave after so many steps in all, as if cut off (for tests and for work in pieces).
 
     Raises:
@@ -198,15 +203,16 @@ def train(
     asked = config
     if processes.device:
         config = config.replace("train", device=processes.device)
+    preparing = preparing if processes.main else None
     with processes.first():
-        prepared = prepare(config, run=out if begun else None)
+        prepared = prepare(config, run=out if begun else None, preparing=preparing)
     if processes.main:
         _begin(out, asked, prepared, begun=begun)
     if config.train.method == "prior_only":
         return out
 
     saved = processes.agree(resume and (out / CHECKPOINT).exists())
-    run = Run.start(config, prepared, folder=out if saved else None, processes=processes)
+    run = Run.start(config, prepared, folder=out if saved else None, processes=processes, preparing=preparing)
     if saved:
         run.load(out)
     if processes.main:
@@ -243,7 +249,8 @@ def _begin(out: Path, config: Config, prepared: Prepared, *, begun: bool) -> Non
         keep(config.model, prepared.vocabulary, out)
     prepared.split.save(out / SPLIT)
     prepared.bad.write(out / "skipped.jsonl")
-    write_whole(out / ABOUT, (json.dumps(_about(config, prepared), indent=1) + "\n").encode())
+    about = _about(config, prepared) | _read_from(config, out, begun=begun)
+    write_whole(out / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     write_whole(out / CONFIG, config.to_text().encode())
     for stray in out.glob(f".{CHECKPOINT}.*.part"):  # of a process that was killed while it wrote
         stray.unlink(missing_ok=True)
@@ -310,7 +317,8 @@ def load_run(
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read it: {error}", file=folder / ABOUT) from error
-    Split.load(folder / SPLIT)
+    if not about.get("shared"):  # a model folder says nothing of the pictures it was made from
+        Split.load(folder / SPLIT)
     if config.train.method == "prior_only":
         return config, None, nn.Module(), about
     tensors, saved = load_tensors(folder / CHECKPOINT)
@@ -335,11 +343,20 @@ def _about(config: Config, prepared: Prepared) -> dict[str, Any]:
         "split_hash": prepared.split.hash, "labelled_images": len(prepared.split.images),
         "images": len(pool.images), "refs": len(pool.samples), "labelled_refs": int(pool.labelled.sum()),
         "pairs": len(pool), "pairs_with_prior": int(pool.present.sum()),
-        "prior": prepared.prior.name if prepared.prior else "", "skipped": len(prepared.bad.found),
+        "prior": prepared.prior.name if prepared.prior else "", "sam": prepared.sam,
+        "skipped": len(prepared.bad.found),
         "prior_simulated": bool(prepared.prior and prepared.prior.simulated),
         "precision": str(choose_precision(config)).removeprefix("torch."), "torch": torch.__version__,
         "vocabulary": [] if config.model.text else list(prepared.vocabulary.words),  # a tokenizer has files of its own
     }  # fmt: skip
+
+
+def _read_from(config: Config, out: Path, *, begun: bool) -> dict[str, str]:
+    """Which models the pretrained parts were read from: if they are in a checkpoint already, as it was said then."""
+    if not (begun and (out / CHECKPOINT).exists() and (out / ABOUT).exists()):
+        return identities(config.model)
+    told = json.loads((out / ABOUT).read_text(encoding="utf-8"))
+    return {part: told.get(part, "") for part in (BACKBONE, TEXT)}
 
 
 def _write(log: Any, value: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -18,7 +18,7 @@ from l2l.proposals.everything import mask_bank
 from l2l.proposals.proposal import Proposals
 from l2l.proposals.regions import region_bank
 from l2l.training.pool import Batch, Pool, normalise
-from l2l.training.prepare import choose_sam
+from l2l.training.prepare import Preparing, choose_sam
 from l2l.training.processes import Processes, divided
 
 
@@ -37,6 +37,8 @@ class Parts:
     """bfloat16 or float32, what autocast uses."""
     processes: Processes = field(default_factory=Processes)
     """Who else trains."""
+    preparing: Preparing | None = None
+    """Called with ("regions", pictures done, pictures) while SAM makes them."""
     dealt: dict[str, Tensor] = field(default_factory=dict)
     """The rows of the step under way, by stream: what an error message names."""
     events: list[str] = field(default_factory=list)
@@ -53,9 +55,12 @@ class Parts:
         """The bank of regions of the pool's pictures, int16 (images, scales, H/2, W/2), 0 for no region: SAM's masks
         where `data.sam` names one, else over-segmentation."""
         sam = choose_sam(self.config)
-        if sam is None:
-            return region_bank(self.pool.images)
-        return mask_bank(sam, self.pool.pictures, self.pool.size, points=self.config.data.sam_points)
+        with self.processes.first():
+            if sam is None:
+                return region_bank(self.pool.images)
+            progress = partial(self.preparing, "regions") if self.preparing else None
+            points = self.config.data.sam_points
+            return mask_bank(sam, self.pool.pictures, self.pool.size, points=points, progress=progress)
 
     def refs_at(self, name: str, step: int, batch: int, refs: Tensor) -> Tensor:
         """Rows of one step: refs from an infinite stream, one random sentence each (the field's protocol)."""

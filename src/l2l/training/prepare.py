@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from l2l.proposals.sam import Sam
 from l2l.sample import Sample
 from l2l.training.pool import Pool, build_pool, grid_size, shrink_mask
 
+Preparing = Callable[[str, int, int], None]
+"""Called with what is being made for a run, how much of it is done, and how much there is."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -44,6 +48,8 @@ class Prepared:
     """(refs,) bool."""
     prior: PriorBank | None
     bad: BadRecords
+    sam: str
+    """Which SAM the proposals are from, see `Sam.identity`; empty where there is none."""
 
 
 def read_data(config: DataConfig) -> DataSet:
@@ -56,11 +62,12 @@ def read_data(config: DataConfig) -> DataSet:
     )  # fmt: skip
 
 
-def prepare(config: Config, *, run: Path | None = None) -> Prepared:
+def prepare(config: Config, *, run: Path | None = None, preparing: Preparing | None = None) -> Prepared:
     """Read, split, build the tables.
 
     Args:
         run: folder of the run that goes on, where a tokenizer is read from; without, what the settings name is read.
+        preparing: called with ("proposals", pairs done, pairs) while they are made.
 
     Raises:
         InputError: for anything wrong with the data, the split, the rate, the priors or the name of a SAM.
@@ -90,16 +97,17 @@ def prepare(config: Config, *, run: Path | None = None) -> Prepared:
     prior = None
     if data.prior:
         prior = read_priors(data.prior, samples, bad=bad)
-        pool = pool.with_proposals(
-            *soft_maps(prior.priors, pool.images, pool.image_of, grid_size(size), sam=sam, pictures=pool.pictures)
-        )
+        pool = pool.with_proposals(*soft_maps(
+            prior.priors, pool.images, pool.image_of, grid_size(size), sam=sam, pictures=pool.pictures,
+            progress=partial(preparing, "proposals") if preparing else None,
+        ))  # fmt: skip
     truth = torch.zeros_like(pool.masks)
     truth_known = torch.zeros_like(pool.labelled)
     for ref, sample in enumerate(samples):
         original = known.get(sample.id)
         if sample.targets is None and original is not None and original.targets is not None:
             truth[ref], truth_known[ref] = shrink_mask(original.mask(), grid_size(size)), True
-    return Prepared(dataset, split, vocabulary, pool, truth, truth_known, prior, bad)
+    return Prepared(dataset, split, vocabulary, pool, truth, truth_known, prior, bad, sam.identity if sam else "")
 
 
 def make_vocabulary(config: Config, samples: Sequence[Sample], run: Path | None = None) -> Vocabulary:

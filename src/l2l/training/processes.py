@@ -22,6 +22,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -68,7 +69,8 @@ class Processes:
         except ImportError as error:
             raise InputError("several processes need accelerate: pip install l2l[accelerate]") from error
         first = not dist.is_initialized()
-        state = PartialState(cpu=device == "cpu")
+        # one day: the others wait while the first asks SAM about a whole pool
+        state = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))
         if first:
             atexit.register(state.destroy_process_group)
         return cls(state.process_index, state.num_processes, str(state.device))
