@@ -11,7 +11,7 @@ from tiny import make_world
 
 from l2l.config import Config
 from l2l.errors import InputError
-from l2l.methods.l2l import make_folds, prior_on_labels, prior_rows
+from l2l.methods.l2l import FEWEST, L2L, make_folds, prior_on_labels, prior_rows
 from l2l.training.loop import METRICS, NonFiniteLoss, Run, _cut_metrics, schedule, train, train_step
 from l2l.training.prepare import prepare
 
@@ -126,3 +126,15 @@ def test_a_handful_of_labels_says_nothing_of_the_prior(config: Config) -> None:
     parts = Run.start(free, prepare(free)).parts
     assert parts.network.sesm.line.tolist() != [1, 0]
     assert torch.equal(parts.network.sesm.line, parts.teacher.sesm.line)
+
+
+def test_pictures_with_one_referent_are_held_out_by_the_handful(config: Config) -> None:
+    """What counts is how many referents are held out; and that all labels say how good the prior is counts anyway."""
+    many = config.replace("data", rate=0.95).replace("sesm", held_out=0.05)
+    run = Run.start(many, prepare(many))
+    parts, method = run.parts, run.method
+    assert isinstance(method, L2L)
+    images = parts.pool.image_of[torch.tensor([parts.pool.pairs_of[ref][0] for ref in parts.labelled_refs.tolist()])]
+    assert len(parts.labelled_refs) < 2 * len(images.unique())  # nearly one for each
+    assert len(method.folds[0]) >= FEWEST and method.guard is not None and method.guard.honest
+    assert parts.network.sesm.line.tolist() != [1, 0]

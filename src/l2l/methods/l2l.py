@@ -41,6 +41,8 @@ from l2l.training.pool import Batch, joined
 USUAL = 32  # held-out referents for which the policy's temperature is meant
 DRAWS = 64  # random choices of held-out images, the most representative of which is taken
 LEAST_HELD_OUT = 8  # referents, about, where that is no more than a third of the images
+FEWEST = 6  # held-out referents from which the drift guard lets SESM and the policy learn
+ENOUGH = 16  # labelled referents that say how good the prior is: its mean IoU is known to within 0.09
 
 
 class L2L:
@@ -51,10 +53,10 @@ class L2L:
         self.folds = make_folds(parts)
         count = len(parts.labelled_refs)
         self.extra = make_rple(parts.config, honest=len(self.folds) > 1, refs=len(self.folds[0]), labels=count)
-        if parts.config.sesm.calibrate and (self.guard is None or self.guard.honest):
-            known = prior_on_labels(parts)
+        known = len(parts.pool.ref_of[prior_rows(parts)].unique())
+        if parts.config.sesm.calibrate and (known >= ENOUGH or self.guard is None):
             for network in (parts.network, parts.teacher):
-                network.sesm.calibrate(*known)
+                network.sesm.calibrate(*prior_on_labels(parts))
         self.regions = parts.regions if parts.config.sesm.regions else None
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):
@@ -298,6 +300,9 @@ def make_folds(parts: Parts) -> list[Tensor]:
     if share > 0.5:  # the larger part
         held = min(len(names) - 1, held)
     order = representative(parts, names, held)
+    has = torch.bincount(torch.searchsorted(names, images), minlength=len(names))[order]
+    while has[:held].sum() < FEWEST and held < len(names) // 3:  # a picture may have a single referent
+        held += 1
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
     count = max(2, math.ceil(len(names) / held))
