@@ -128,13 +128,16 @@ def test_a_handful_of_labels_says_nothing_of_the_prior(config: Config) -> None:
     assert torch.equal(parts.network.sesm.line, parts.teacher.sesm.line)
 
 
-def test_pictures_with_one_referent_are_held_out_by_the_handful(config: Config) -> None:
-    """What counts is how many referents are held out; and that all labels say how good the prior is counts anyway."""
+def test_what_counts_is_how_many_referents_are_held_out(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And how good the prior is, all labels say, whatever is held out."""
+    monkeypatch.setattr("l2l.methods.l2l.LEAST_HELD_OUT", 1)  # one picture of the eight, then: three referents
     many = config.replace("data", rate=0.95).replace("sesm", held_out=0.05)
     run = Run.start(many, prepare(many))
-    parts, method = run.parts, run.method
-    assert isinstance(method, L2L)
-    images = parts.pool.image_of[torch.tensor([parts.pool.pairs_of[ref][0] for ref in parts.labelled_refs.tolist()])]
-    assert len(parts.labelled_refs) < 2 * len(images.unique())  # nearly one for each
-    assert len(method.folds[0]) >= FEWEST and method.guard is not None and method.guard.honest
-    assert parts.network.sesm.line.tolist() != [1, 0]
+    assert isinstance(run.method, L2L)
+    assert len(run.method.folds[0]) >= FEWEST and run.method.guard is not None and run.method.guard.honest
+    assert run.parts.network.sesm.line.tolist() != [1, 0]
+    monkeypatch.setattr("l2l.methods.l2l.FEWEST", 0)
+    run = Run.start(many, prepare(many))
+    assert isinstance(run.method, L2L)
+    assert len(run.method.folds[0]) < FEWEST and run.method.guard is not None and not run.method.guard.honest
+    assert run.parts.network.sesm.line.tolist() != [1, 0]
