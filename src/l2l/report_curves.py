@@ -117,8 +117,6 @@ def temporal(
         lines = [
             _line(probes, "accuracy_selected", "accuracy, selected", "green"),
             _line(probes, "accuracy_all", "accuracy, all", "grey"),
-            _line(probes, "gain_selected", "gain, selected", "green", "-."),
-            _line(probes, "gain_all", "gain, all", "grey", ":"),
             _line(probes, "coverage_samples", "samples taken", "sky", "--"),
             _line(probes, "coverage_front", "foreground taken", "blue", "--"),
             _line(probes, "precision_front", "precision, accepted", "red"),
@@ -126,6 +124,11 @@ def temporal(
             _line(probes, "threshold_best", "precision, threshold", "purple", ":"),
         ]
         plots.append(_plot(lines, "What is selected, %", last=last, marks=marks, events=steps))
+        lines = [
+            _line(probes, "gain_selected", "selected", "green"), _line(probes, "gain_all", "all", "grey", "--"),
+        ]  # fmt: skip
+        title = r"What a pseudo-label teaches: gain of $\tilde{P}^{\dagger}$ over $Q$"
+        plots.append(_plot(lines, title, last=last, marks=marks, events=steps, percent=False, smooth=False))
     absent = set() if prior else {"iou_proposal", "iou_guided", "rho"}
     absent |= set() if policy else {"iou_fused", "rho"}
     table = [
