@@ -27,9 +27,12 @@ from l2l.commands import (
     prior,
     report,
     save,
+    serve,
     train,
 )
 from l2l.errors import InputError
+from l2l.exchange.commands import add as add_exchange
+from l2l.serving.commands import EXAMPLE, TEXT, serve_options
 
 if TYPE_CHECKING:
     pass
@@ -207,6 +210,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--onnx", type=Path, metavar="FILE", help="write the network as ONNX, checked by onnxruntime")
     one.add_argument("--push-to-hub", metavar="OWNER/NAME", help="put the model folder on the hub, private")
 
+    serve_options(_command(commands, "serve", serve, TEXT, EXAMPLE))
+
     one = _command(commands, "label", label, "masks with scores for every unlabelled pair",
                    "l2l label runs/a --out labels")  # fmt: skip
     _run_and_prior(one)
@@ -244,6 +249,7 @@ def parser() -> argparse.ArgumentParser:
     what = one.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="only say which cells are done and which are missing")
     what.add_argument("--page", action="store_true", help="only write tables and plots anew")
+    add_exchange(commands)
     return top
 
 

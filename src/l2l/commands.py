@@ -279,6 +279,12 @@ def save(args: argparse.Namespace) -> None:
         print(push_to_hub(args.out, args.push_to_hub))
 
 
+def serve(args: argparse.Namespace) -> None:
+    from l2l.serving.commands import serve
+
+    serve(args)
+
+
 def label(args: argparse.Namespace) -> int:
     from l2l.label import label
     from l2l.progress import Progress

@@ -1,0 +1,45 @@
+"""`l2l serve`: its options, and from its arguments to the server. Nothing heavy is imported before it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from l2l.errors import InputError
+
+NEEDED = ("fastapi", "uvicorn", "python_multipart")
+TEXT, EXAMPLE = "a run behind HTTP, and as a model in Label Studio", "l2l serve runs/a --port 8321 --labels corrected"
+
+
+def serve_options(one: argparse.ArgumentParser) -> None:
+    """The options of `l2l serve`."""
+    one.add_argument("run_folder", type=Path, metavar="RUN", help="the run's folder")
+    one.add_argument("--host", default="127.0.0.1", metavar="H",
+                     help="the address to listen at (127.0.0.1); with another one set L2L_TOKEN, a secret that clients "
+                     "then have to know")  # fmt: skip
+    one.add_argument("--port", type=int, default=8321, metavar="P", help="0 for any that is free (8321)")
+    one.add_argument("--device", metavar="D", help="torch device (the run's own)")
+    one.add_argument("--labels", type=Path, metavar="DIR",
+                     help="keep what people correct there; l2l train --data reads it")  # fmt: skip
+    one.add_argument("--max-pixels", type=int, default=25_000_000, metavar="N", help="of a picture (25000000)")
+    one.add_argument("--max-sentences", type=int, default=64, metavar="N", help="in a request (64)")
+    one.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds of a request (30)")
+    one.add_argument("--queue", type=int, default=64, metavar="N", help="requests that may wait (64)")
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Run `l2l serve`. Raises `InputError`."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"{missing[0]} is not installed: pip install -e '.[serve]' -c constraints.txt")
+    if not 0 <= args.port < 65536:
+        raise InputError(f"--port {args.port}: 0 to 65535")
+    from l2l.commands import check_device
+    from l2l.serving.limits import Limits
+    from l2l.serving.server import serve
+
+    if args.device is not None:
+        check_device(args.device)
+    limits = Limits(pixels=args.max_pixels, sentences=args.max_sentences, seconds=args.timeout, waiting=args.queue)
+    serve(args.run_folder, host=args.host, port=args.port, device=args.device, labels=args.labels, limits=limits)
