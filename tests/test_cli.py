@@ -526,3 +526,23 @@ def test_ctrl_c_says_how_to_go_on(world: Path, tmp_path: Path) -> None:
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "l2l: interrupted; go on from its last checkpoint with --resume" in error and "Traceback" not in error
+
+
+def test_sigterm_keeps_the_step_and_the_numbers(world: Path, tmp_path: Path) -> None:
+    """As a scheduler ends a job: what is done is kept, and what follows is what would have followed."""
+    arguments = train_arguments(world, tmp_path / "cut", "--resume", steps=40, train_save_every=7)
+    process = start(*arguments)
+    metrics = tmp_path / "cut" / METRICS
+    while not (tmp_path / "cut" / CHECKPOINT).exists():
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 143 and "go on with --resume" in out and "Traceback" not in error
+    step = load_tensors(tmp_path / "cut" / CHECKPOINT)[1]["step"]
+    assert 0 < step < 40
+    assert main(arguments) == 0
+    assert main(train_arguments(world, tmp_path / "whole", steps=40, train_save_every=7)) == 0
+    (expected, _), (found, _) = (load_tensors(tmp_path / run / CHECKPOINT) for run in ("whole", "cut"))
+    assert all(torch.equal(bits(found[name]), bits(value)) for name, value in expected.items())
+    assert metrics.read_bytes() == (tmp_path / "whole" / METRICS).read_bytes()

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 fine, 1 `data check` found problems, `data recipe` a set that
-    is not whole, or a cell of `benchmark` failed, 2 a mistake, 130 interrupted."""
+    is not whole, or a cell of `benchmark` failed, 2 a mistake, 130 interrupted, 143 ended by SIGTERM."""
     try:
         args = parser().parse_args(argv)
         code = args.run(args)

@@ -38,6 +38,7 @@ from l2l.training.parts import Method, Parts
 from l2l.training.prepare import Prepared, Preparing, build_network, choose_precision, prepare
 from l2l.training.probe import Probe, measure
 from l2l.training.processes import Processes
+from l2l.training.stop import Stopped, asked_to_stop
 from l2l.training.teacher import follow, make_teacher
 
 CHECKPOINT, METRICS, CONFIG, SPLIT, ABOUT = (
@@ -190,7 +191,8 @@ def train(
         stop_after: leave after so many steps in all, as if cut off (for tests and for work in pieces).
 
     Raises:
-        InputError: for a user's mistake; `NonFiniteLoss` if the loss is not a number.
+        InputError: for a user's mistake; `NonFiniteLoss` if the loss is not a number. `Stopped` after a SIGTERM, once
+            the step under way is in a checkpoint.
     """
     out = Path(out)
     processes = Processes.here(config.train.device)
@@ -219,7 +221,8 @@ def train(
         _cut_metrics(out / METRICS, run.step)
     probe = Probe.draw(run.parts, prepared.truth, prepared.truth_known)
     steps = config.train.steps
-    with (out / METRICS if processes.main else Path(os.devnull)).open("a", encoding="utf-8") as log:
+    metrics = out / METRICS if processes.main else Path(os.devnull)
+    with asked_to_stop() as stopping, metrics.open("a", encoding="utf-8") as log:
         began, first = time.perf_counter(), run.step
         while run.step < steps and (stop_after is None or run.step < stop_after):
             logs = train_step(run)
@@ -234,9 +237,12 @@ def train(
             if probe is not None and (run.step % config.train.probe_every == 0 or run.step == steps):
                 rple = run.method.extra if isinstance(run.method.extra, Rple) else None
                 _write(log, {"step": run.step, "probe": measure(probe.judged(run.parts, rple), probe.truth)})
-            if run.step % config.train.save_every == 0 or run.step == steps:
+            stopped = processes.anyone(stopping())
+            if run.step % config.train.save_every == 0 or run.step == steps or stopped:
                 log.flush()
                 run.save(out)
+            if stopped and run.step < steps:
+                raise Stopped(run.step)
             if progress and processes.main:
                 progress(run.step, steps, {**logs, "seconds": seconds})
     return out

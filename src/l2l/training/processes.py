@@ -114,6 +114,14 @@ class Processes:
         if self.count > 1 and self.main:
             dist.barrier()
 
+    def anyone(self, value: bool) -> bool:
+        """Whether some process says so."""
+        if self.count == 1:
+            return value
+        told = torch.tensor(float(value), device=self.device)
+        dist.all_reduce(told)
+        return bool(told > 0)
+
     def agree(self, value: bool) -> bool:
         """What the main process says."""
         if self.count == 1:
