@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from l2l.benchmark_cell import ROOT, cell_file, locked, missing_data, run_cell
 from l2l.benchmark_suites import Cell, Suite, percent, with_steps
 from l2l.errors import InputError
+from l2l.training.stop import TERMINATED, Stopped, on_sigterm, terminate
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -117,7 +118,8 @@ def benchmark(
     if work.workers == 1:
         do(todo, work, say)
     else:
-        _spawn(todo, work, say)
+        with on_sigterm(terminate):
+            _spawn(todo, work, say)
     failed = sum(failure_file(out, cell.key).exists() for cell in todo)
     left = sum(not cell_file(out, cell.key).exists() for cell in todo) - failed
     say(f"{len(todo) - failed - left} cells made, {failed} failed" + (
@@ -176,6 +178,8 @@ def _make(cell: Cell, cells: Sequence[Cell], work: Work, took: list[float], say:
         result = run_cell(
             cell, work.out, root=work.root, device=work.device, keep=work.keep, progress=pace, say=say
         )
+    except Stopped:
+        raise
     except Exception as error:  # one cell must not stop the others
         told = str(error) if isinstance(error, InputError) else traceback.format_exc()
         path = failure_file(work.out, cell.key)
@@ -241,8 +245,9 @@ def _spawn(cells: Sequence[Cell], work: Work, say: Say) -> None:
                     if process.exitcode:
                         say(f"a worker died with exit code {process.exitcode}; what it had begun can be gone on with")
     finally:
-        for process in running.values():  # only after an interrupt
+        for process in running.values():  # only after an interrupt: they leave a checkpoint
             process.terminate()
+        for process in running.values():
             process.join()
 
 
@@ -257,3 +262,5 @@ def _worker(cells: Sequence[Cell], work: Work, pipe: Connection) -> None:
         do(cells, work, say)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except Stopped:
+        raise SystemExit(TERMINATED) from None

@@ -33,6 +33,7 @@ from l2l.commands import (
 from l2l.errors import InputError
 from l2l.exchange.commands import add as add_exchange
 from l2l.serving.commands import EXAMPLE, TEXT, serve_options
+from l2l.training.stop import TERMINATED, Stopped
 
 if TYPE_CHECKING:
     pass
@@ -67,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"l2l: interrupted{RESUMES.get(args.command, '')}", file=sys.stderr)
         return 130
+    except Stopped as stopped:
+        print(f"l2l: {stopped}{RESUMES.get(args.command, '')}", file=sys.stderr)
+        return TERMINATED
 
 
 def _fail(reason: str) -> int:

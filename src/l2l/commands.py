@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from l2l.config import Config
     from l2l.data.read import DataSet
 
-STOPPED = 143  # what a shell says of a command that SIGTERM ended
 _AGAIN = "; the same command goes on where this one stopped"
 RESUMES = {
     "train": "; go on from its last checkpoint with --resume", "demo": _AGAIN, "label": _AGAIN, "prior": _AGAIN,
@@ -159,14 +158,13 @@ def _prior_shards(args: argparse.Namespace) -> int:
     return _say_shards(args, about, f"of {about['source']}, nothing said of {about.get('empty', 0)}")
 
 
-def train(args: argparse.Namespace) -> int:
+def train(args: argparse.Namespace) -> None:
     config = configure(args)
     from l2l.config import Config
     from l2l.progress import Progress
     from l2l.training.checkpoint import load_tensors
     from l2l.training.loop import CHECKPOINT, CONFIG, train
     from l2l.training.processes import Processes
-    from l2l.training.stop import Stopped
 
     check_device(config.train.device)
     run, steps = args.out, config.train.steps
@@ -175,16 +173,11 @@ def train(args: argparse.Namespace) -> int:
         step = int(load_tensors(run / CHECKPOINT)[1]["step"])
         if step >= steps:
             say(f"{run}: finished already, {step} of {steps} steps; there is nothing to do")
-            return 0
+            return
         say(f"{run}: going on from step {step} of {steps}")
-    try:
-        with Progress(f"train {config.train.method}") as progress:
-            train(config, run, resume=args.resume, progress=progress, tell=progress.tell, preparing=progress.before)
-    except Stopped as stopped:
-        say(f"{run}: {stopped} of {steps}, which is kept; go on with --resume")
-        return STOPPED
+    with Progress(f"train {config.train.method}") as progress:
+        train(config, run, resume=args.resume, progress=progress, tell=progress.tell, preparing=progress.before)
     say(f"{run}: {config.train.method}, run {config.hash()}; next: l2l evaluate {run}")
-    return 0
 
 
 def _silent(line: str) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+TERMINATED = 143  # what a shell says of a process that SIGTERM ended
+
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
     """A run was asked to end before its last step, and has left a checkpoint of the step it reached."""
@@ -18,21 +20,31 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Within it SIGTERM does not end the process; the function that is given says whether it came.
-
-    In a thread that is not the main one signals cannot be listened to: there it is never said.
-    """
-    came = threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.set()
-
+def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
+    """Within it SIGTERM does this, in place of ending the process; in a thread other than the main one nothing changes,
+    for there signals cannot be listened to."""
     if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
+        yield
         return
-    before = signal.signal(signal.SIGTERM, note)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        act()
+
+    before = signal.signal(signal.SIGTERM, handle)
     try:
-        yield came.is_set
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Within it the function that is given says whether SIGTERM came."""
+    came = threading.Event()
+    with on_sigterm(came.set):
+        yield came.is_set
+
+
+def terminate() -> None:
+    """End as SIGTERM would, but with everything that is to be done at the end."""
+    raise SystemExit(TERMINATED)
