@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny import make_world
 
 from l2l.cli import parser
+from l2l.config import Config
+from l2l.training.loop import Run, train_step
+from l2l.training.prepare import prepare
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,3 +47,18 @@ def test_there_are_commands_to_check() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_example_of_a_method_trains(tmp_path: Path) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "new_method.md").read_text(), re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(compile(code, "sure_half.py", "exec"), space)
+    world = make_world(tmp_path, count=20)
+    config = Config().replace("data", data=str(world / "data"), prior=str(world / "priors"), rate=0.5)
+    config = config.replace("data", height=64, width=64)
+    config = config.replace("model", channels=(16, 24, 32, 40), depths=(1, 1, 1, 1), width=16, text_width=24)
+    config = config.replace("train", method="fixmatch", steps=4, labelled=3, unlabelled=4, burn_in=0.3)
+    run = Run.start(config, prepare(config))
+    run.method = space["SureHalf"](run.parts)
+    logs = [train_step(run) for _ in range(4)]
+    assert "loss_u" not in logs[0] and logs[-1]["loss_u"] > 0
