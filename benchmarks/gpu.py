@@ -1,7 +1,7 @@
 """What a GPU does with it: throughput, memory, and how much of the device's ceilings is reached; bf16 and compile.
 
     python benchmarks/gpu.py [--size 480x480] [--batch 16] [--backbone DIR --text DIR] [--variants float32,bf16]
-    python benchmarks/gpu.py --device cpu --size 64x64 --batch 4 --steps 1      # tries the script, says nothing of a GPU
+    python benchmarks/gpu.py --device cpu --size 64x64 --batch 4 --steps 1      # tries the script, nothing more
 
 The ceilings are measured first: the largest rate of a product of square matrices in the variant's precision, and of
 copying memory. Then, for `fixmatch` and `l2l` (while it learns from held-out labels, its dearest phase) and for each
