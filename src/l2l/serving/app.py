@@ -25,6 +25,7 @@ from l2l.serving.limits import Limits, PixelBudget
 from l2l.serving.metrics import Gauge, Metrics
 from l2l.serving.pictures import Picture, to_png
 from l2l.serving.refusal import Refusal, answer
+from l2l.serving.review import Queue
 
 T = TypeVar("T")
 DECODERS = 4  # threads that decode pictures and write labels
@@ -78,8 +79,10 @@ class Wrong(BaseModel):
 class Service:
     """Everything the addresses share."""
 
-    def __init__(self, predictor: Answers, about: About, *, limits: Limits, labels: LabelFolder | None):
-        self.about, self.limits, self.labels = about, limits, labels
+    def __init__(
+        self, predictor: Answers, about: About, *, limits: Limits, labels: LabelFolder | None, review: Queue | None
+    ):
+        self.about, self.limits, self.labels, self.review = about, limits, labels, review
         self.metrics = Metrics()
         self.batcher = Batcher(predictor, most=limits.waiting, metrics=self.metrics)
         self.budget = PixelBudget(PICTURES * limits.pixels)
@@ -124,7 +127,7 @@ class Service:
 
 def create_app(
     predictor: Answers, about: About, *, limits: Limits | None = None, labels: LabelFolder | None = None,
-    token: str = "", hosts: Iterable[str] = (),
+    review: Queue | None = None, token: str = "", hosts: Iterable[str] = (),
 ) -> FastAPI:
     """The application around a predictor, which belongs to it from now on.
 
@@ -133,12 +136,13 @@ def create_app(
         about: which run it is.
         limits: what one client may ask for.
         labels: where labels go; without, `/label` answers 403.
+        review: what there is to look through; without, `/review` is no address.
         token: what clients must know; see `Guard`. hosts: further names of this server; see `Guard`.
     """
     from l2l import __version__
-    from l2l.serving.label_studio import routes
+    from l2l.serving import label_studio, pages, review_addresses
 
-    service = Service(predictor, about, limits=limits or Limits(), labels=labels)
+    service = Service(predictor, about, limits=limits or Limits(), labels=labels, review=review)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -186,7 +190,7 @@ def create_app(
         """Whether it works, and which run it is."""
         alive = service.batcher.alive
         told = {"status": "UP" if alive else "DOWN", "run": about.name, "hash": about.hash, "method": about.method,
-                "step": about.step, "labels": labels is not None}  # fmt: skip
+                "step": about.step, "labels": labels is not None, "review": review is not None}  # fmt: skip
         return answer(told, 200 if alive else 503)
 
     @app.get("/metrics")
@@ -194,7 +198,10 @@ def create_app(
         """Counts and times, as Prometheus reads them."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    app.include_router(routes(service), prefix="/label-studio")
+    app.include_router(label_studio.routes(service), prefix="/label-studio")
+    app.include_router(pages.routes(review=review is not None))
+    if review is not None:
+        app.include_router(review_addresses.routes(service, review), prefix="/review")
     app.add_middleware(Guard, limits=service.limits, metrics=service.metrics, token=token, hosts=tuple(hosts))
     return app
 

@@ -54,6 +54,16 @@ class LabelRequest(BaseModel):
     run: str | None = Field(None, description="The name or hash of the run whose answer was corrected.")
 
 
+class Decision(BaseModel):
+    """What `/review/item/{number}` takes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str = Field(description="Of the pair, as the queue told it; 409 if another pair has this number by now.")
+    verdict: Literal["accept", "reject"] = Field(description="Whether the mask is right.")
+    mask: str | None = Field(None, description="Where it was repainted: a PNG in base64, of the picture's size.")
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """Sentences about a picture."""
@@ -136,6 +146,14 @@ async def read_label(request: Request, limits: Limits) -> Told:
     if mask is None and told.verdict == "accept":
         raise bad("accept needs the mask", "send mask as COCO RLE or PNG; an empty one if the sentence means nothing")
     return Told(shown, sentence, mask, told.verdict, told.id, told.run)
+
+
+async def read_decision(request: Request) -> Decision:
+    """A request to `/review/item/{number}`. Raises `Refusal`."""
+    if _media(request) != "json":
+        raise Refusal(415, "media", "a body that is not JSON", "send application/json")
+    told: Decision = _model(Decision, parse(await request.body()))
+    return told
 
 
 def parse(body: bytes) -> Any:

@@ -22,6 +22,9 @@ def serve_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--device", metavar="D", help="torch device (the run's own)")
     one.add_argument("--labels", type=Path, metavar="DIR",
                      help="keep what people correct there; l2l train --data reads it")  # fmt: skip
+    one.add_argument("--review", type=Path, metavar="DIR",
+                     help="what `l2l label` wrote, to be looked through at /review; decisions go to "
+                     "--labels")  # fmt: skip
     one.add_argument("--max-pixels", type=int, default=25_000_000, metavar="N", help="of a picture (25000000)")
     one.add_argument("--max-sentences", type=int, default=64, metavar="N", help="in a request (64)")
     one.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds of a request (30)")
@@ -35,6 +38,8 @@ def serve(args: argparse.Namespace) -> None:
         raise InputError(f"{missing[0]} is not installed: pip install -e '.[serve]' -c constraints.txt")
     if not 0 <= args.port < 65536:
         raise InputError(f"--port {args.port}: 0 to 65535")
+    if args.review is not None and args.labels is None:
+        raise InputError("--review needs --labels DIR, where what is decided is kept")
     from l2l.commands import check_device
     from l2l.serving.limits import Limits
     from l2l.serving.server import serve
@@ -42,4 +47,5 @@ def serve(args: argparse.Namespace) -> None:
     if args.device is not None:
         check_device(args.device)
     limits = Limits(pixels=args.max_pixels, sentences=args.max_sentences, seconds=args.timeout, waiting=args.queue)
-    serve(args.run_folder, host=args.host, port=args.port, device=args.device, labels=args.labels, limits=limits)
+    serve(args.run_folder, host=args.host, port=args.port, device=args.device, labels=args.labels, review=args.review,
+          limits=limits)  # fmt: skip

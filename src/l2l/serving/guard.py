@@ -20,12 +20,14 @@ from l2l.serving.metrics import Metrics
 from l2l.serving.refusal import Refusal, failed
 
 LOG = logging.getLogger("l2l.serving")
-OPEN = ("/health", "/label-studio/health")
-"""What a watchdog may ask without the token."""
+OPEN = ("/health", "/label-studio/health", "/", "/review", "/page.js", "/page.css")
+"""What may be asked without the token: by a watchdog, and the pages themselves, which ask the user for it."""
 ENDPOINTS = (
     *OPEN, "/predict", "/label", "/metrics", "/docs", "/openapi.json", "/label-studio", "/label-studio/",
-    "/label-studio/setup", "/label-studio/predict", "/label-studio/webhook",
+    "/label-studio/setup", "/label-studio/predict", "/label-studio/webhook", "/review/queue",
 )  # fmt: skip
+NUMBERED = ("/review/item/", "/review/picture/")
+"""Addresses that end in a number; all numbers are counted as one."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -55,7 +57,7 @@ class Guard:
             return
         began = time.perf_counter()
         watched = _Watched(send, self.limits.body_seconds)
-        endpoint = scope["path"] if scope["path"] in ENDPOINTS else "other"
+        endpoint = _endpoint(scope["path"])
         try:
             await self._answer(scope, receive, watched)
         finally:
@@ -183,6 +185,11 @@ async def _refuse(response: Response, scope: Scope, receive: Receive, send: _Wat
 
 def _headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _endpoint(path: str) -> str:
+    """What it is counted as, from a fixed set."""
+    return path if path in ENDPOINTS else next((start for start in NUMBERED if path.startswith(start)), "other")
 
 
 def _name(host: str) -> str:

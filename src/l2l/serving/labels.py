@@ -42,6 +42,8 @@ class LabelFolder:
     def __init__(self, folder: Path):
         self.folder, self.path = folder, folder / CORRECTIONS
         self._lock = threading.Lock()
+        self._said: dict[str, tuple[str, int]] = {}  # id -> its last verdict, and where the line begins
+        self._read = 0
         try:
             (folder / IMAGES).mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+") as file:
@@ -88,6 +90,36 @@ class LabelFolder:
             raise Refusal(507, "disk", "the label could not be kept", "there may be no room on the server's disk; "
                           "send it again later") from error  # fmt: skip
         return key
+
+    def verdicts(self) -> dict[str, str]:
+        """The last word on each id, `accept` or `reject`; what other servers wrote here is among it."""
+        with self._lock:
+            self._catch_up()
+            return {key: verdict for key, (verdict, _) in self._said.items()}
+
+    def last(self, key: str) -> dict[str, Any] | None:
+        """The last line about an id, as it was written; `None` if nobody said anything of it."""
+        with self._lock:
+            self._catch_up()
+            if key not in self._said:
+                return None
+            with self.path.open("rb") as file:
+                file.seek(self._said[key][1])
+                line: dict[str, Any] = json.loads(file.readline())
+        return line
+
+    def _catch_up(self) -> None:
+        """Read what was appended since the last time."""
+        with self.path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._read:  # somebody cut the file
+                self._read, self._said = 0, {}
+            file.seek(self._read)
+            for text in file:
+                if not text.endswith(b"\n"):
+                    break  # of a server that writes it at this moment
+                line = json.loads(text)
+                self._said[str(line["id"])] = (str(line["verdict"]), self._read)
+                self._read += len(text)
 
     def write_metadata(self) -> int:
         """Make `metadata.jsonl` anew; returns its lines. Raises `InputError` for a damaged line."""

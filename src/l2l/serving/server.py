@@ -15,11 +15,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from l2l.data.images import digest
 from l2l.errors import InputError
+from l2l.exchange.labels import read_labels
 from l2l.predict import Predictor
 from l2l.serving.app import About, create_app
 from l2l.serving.guard import LOCAL
 from l2l.serving.labels import LabelFolder
 from l2l.serving.limits import Limits
+from l2l.serving.review import Queue
 from l2l.training.checkpoint import load_tensors
 from l2l.training.loop import CHECKPOINT
 from l2l.training.prepare import choose_sam
@@ -29,7 +31,7 @@ HEAD_SECONDS = 10.0
 
 def serve(
     run: Path, *, host: str = "127.0.0.1", port: int = 8321, device: str | None = None, labels: Path | None = None,
-    limits: Limits | None = None,
+    review: Path | None = None, limits: Limits | None = None,
 ) -> None:
     """Serve a run until SIGTERM or Ctrl-C.
 
@@ -39,6 +41,7 @@ def serve(
         port: 0 for any that is free.
         device: torch device; the run's own if not given.
         labels: the folder for what people correct.
+        review: the folder that `l2l label` wrote, to be looked through at `/review`.
         limits: what one client may ask for.
 
     Raises:
@@ -46,19 +49,21 @@ def serve(
     """
     limits = limits or Limits()
     token = os.environ.get("L2L_TOKEN", "")
+    queue = Queue(read_labels(review)) if review else None
     predictor, about = open_run(run, device)
     folder = LabelFolder(labels) if labels else None
     names = [name.strip() for name in os.environ.get("L2L_HOSTS", "").split(",") if name.strip()]
-    app = create_app(predictor, about, limits=limits, labels=folder, token=token, hosts=(host, *names))
+    app = create_app(predictor, about, limits=limits, labels=folder, review=queue, token=token,
+                     hosts=(host, *names))  # fmt: skip
     config = uvicorn.Config(
         app, http=Protocol, ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
         proxy_headers=False, timeout_graceful_shutdown=round(limits.seconds + 2 * limits.body_seconds) + 1,
     )  # fmt: skip
     server = uvicorn.Server(config)
     with _listen(host, port) as listener:
-        name = f"[{host}]" if ":" in host else host
-        print(f"{about.name}: {about.method}, step {about.step}; http://{name}:{listener.getsockname()[1]}, docs at "
-              "/docs, Label Studio at /label-studio; Ctrl-C ends it", flush=True)  # fmt: skip
+        name, look = f"[{host}]" if ":" in host else host, "the queue at /review, " if queue else ""
+        print(f"{about.name}: {about.method}, step {about.step}; http://{name}:{listener.getsockname()[1]}, a page "
+              f"at /, {look}docs at /docs, Label Studio at /label-studio; Ctrl-C ends it", flush=True)  # fmt: skip
         if host not in LOCAL and not token:
             print("l2l: whoever reaches this address is served; set L2L_TOKEN to ask for a token", file=sys.stderr)
         # uvicorn raises SIGTERM once more when all is finished; only then does this one see it.
