@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from l2l.errors import InputError
@@ -217,22 +218,20 @@ def swin_block(block: Any, x: Tensor, size: tuple[int, int], always_partition: b
     rows, columns = (height + below) // window, (width + right) // window
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     weight = torch.cat([one.weight for one in projections])  # (3 C, C)
-    bias = None if projections[0].bias is None else torch.cat([one.bias for one in projections])
-    maps = F.linear(block.layernorm_before(x), weight, bias).unflatten(1, size)  # (B, h, w, 3 C)
+    constant = None if projections[0].bias is None else torch.cat([one.bias for one in projections])
+    maps = F.linear(block.layernorm_before(x), weight, constant).unflatten(1, size)  # (B, h, w, 3 C)
     if below or right:
-        nothing = maps.new_zeros(maps.shape[3]) if bias is None else bias.to(maps.dtype)
+        nothing = maps.new_zeros(maps.shape[3]) if constant is None else constant.to(maps.dtype)
         maps = torch.cat([maps, nothing.expand(len(maps), height, right, -1)], dim=2)
         maps = torch.cat([maps, nothing.expand(len(maps), below, width + right, -1)], dim=1)
     if shift:
         maps = maps.roll((-shift, -shift), (1, 2))
     parts = maps.view(len(maps), rows, window, columns, window, 3, heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
     query, key, value = parts.reshape(3, len(maps) * rows * columns, heads, window**2, -1)  # each (B n, heads, N, D)
-    near = attention.relative_position_bias()  # (1, heads, N, N)
-    apart = block.get_attn_mask(height + below, width + right, dtype=near.dtype, device=near.device)  # (n, N, N)
-    if apart is not None:  # windows of one picture as so many heads: the mask is the same for all pictures
-        near = (near + apart[:, None]).flatten(0, 1)[None]  # (1, n heads, N, N)
-        query, key, value = (one.view(len(maps), -1, *one.shape[2:]) for one in (query, key, value))
-    told = window_attention(query, key, value, near, attention.scaling, attention.attention_dropout * block.training)
+    bias = attention.relative_position_bias()  # (1, heads, N, N)
+    apart = block.get_attn_mask(height + below, width + right, dtype=bias.dtype, device=bias.device)
+    dropout = attention.attention_dropout * block.training
+    told = window_attention(query, key, value, bias, apart, scale=attention.scaling, dropout=dropout)
     told = told.reshape(len(maps), rows, columns, heads, window, window, -1).permute(0, 1, 4, 2, 5, 3, 6)
     told = told.reshape(len(maps), rows * window, columns * window, -1)
     if shift:
@@ -242,25 +241,72 @@ def swin_block(block: Any, x: Tensor, size: tuple[int, int], always_partition: b
     return x + block.dropout(block.mlp(block.layernorm_after(x)))
 
 
-def window_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:
-    """Attention with a learned bias on the scores.
-
-    On a CPU torch has no fused kernel that learns the bias, and what it falls back to keeps the weights twice: the
-    products are written out there.
+def window_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, apart: Tensor | None, *, scale: float, dropout: float
+) -> Tensor:
+    """Attention within windows, with a learned bias on the scores.
 
     Args:
-        query, key, value: (B, G, N, D). bias: (1, G, N, N).
+        query, key, value: (B n, heads, N, D), n windows of each of B pictures.
+        bias: (1, heads, N, N), the same for all windows. apart: (n, N, N), very low where two tokens of a window are no
+            neighbours in the picture; `None` where all are.
 
     Returns:
-        (B, G, N, D).
+        (B n, heads, N, D).
     """
-    if query.is_cuda or query.dtype != torch.float32 or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout,
-                                              scale=scale)  # fmt: skip
-    scores = bias.expand(len(query), -1, -1, -1).clone().flatten(0, 1)
-    scores = scores.baddbmm_(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), alpha=scale)
-    weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0)
-    return (weights @ value.flatten(0, 1)).view(query.shape)
+    if torch.is_grad_enabled() and query.device.type == "cpu" and query.dtype == torch.float32 and not dropout:
+        return _LearnedBias.apply(query, key, value, bias, apart, scale)
+    shape = query.shape
+    if apart is not None:  # windows of one picture as so many heads: what is added is the same for all pictures
+        bias = (bias + apart[:, None]).flatten(0, 1)[None]  # (1, n heads, N, N)
+        query, key, value = (one.view(-1, bias.shape[1], *shape[2:]) for one in (query, key, value))
+    told = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout, scale=scale
+    )
+    return told.reshape(shape)
+
+
+class _LearnedBias(torch.autograd.Function):
+    """`window_attention` where torch has no fused kernel: on a CPU, with a bias that learns.
+
+    The weights are computed again for the backward pass rather than kept (as in FlashAttention, arXiv 2205.14135), and
+    in place: memory that is asked for and given back takes longer than the products.
+    """
+
+    @staticmethod
+    def weights(query: Tensor, key: Tensor, bias: Tensor, apart: Tensor | None, scale: float) -> Tensor:
+        """(B n heads, N, N)."""
+        scores = bias.new_empty(len(query), *bias.shape[1:])
+        added = bias if apart is None else bias + apart[:, None]  # (1 or n, heads, N, N)
+        scores.unflatten(0, (-1, len(added))).copy_(added)
+        scores = scores.flatten(0, 1)
+        scores.baddbmm_(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), alpha=scale)
+        return torch.softmax(scores, -1, out=scores)
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, apart: Tensor | None, scale: float
+    ) -> Tensor:
+        weights = _LearnedBias.weights(query, key, bias, apart, scale)
+        told = torch.bmm(weights, value.flatten(0, 1)).view(query.shape)
+        ctx.save_for_backward(query, key, value, bias, apart, told)
+        ctx.scale = scale
+        return told
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, bias, apart, told = ctx.saved_tensors
+        shape, gradient = query.shape, gradient.flatten(0, 1)
+        weights = _LearnedBias.weights(query, key, bias, apart, ctx.scale)
+        to_value = torch.bmm(weights.transpose(1, 2), gradient)
+        to_weights = torch.bmm(gradient, value.flatten(0, 1).transpose(1, 2))
+        to_weights.sub_((gradient * told.flatten(0, 1)).sum(-1, keepdim=True))
+        to_scores = weights.mul_(to_weights)
+        to_query = torch.bmm(to_scores, key.flatten(0, 1)).mul_(ctx.scale)
+        to_key = torch.bmm(to_scores.transpose(1, 2), query.flatten(0, 1)).mul_(ctx.scale)
+        to_bias = to_scores.view(len(query), *bias.shape[1:]).sum(0, keepdim=True)
+        return to_query.view(shape), to_key.view(shape), to_value.view(shape), to_bias, None, None
 
 
 class ConvNextStem(nn.Module):
