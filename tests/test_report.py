@@ -16,6 +16,7 @@ from l2l.config import Config, MethodName
 from l2l.errors import InputError
 from l2l.evaluate import Evaluation, evaluate
 from l2l.metrics import Calibration, calibration
+from l2l.priors.known import seen
 from l2l.report import METHODS, _stored, report
 from l2l.report_calibration import calibrated, meaning
 from l2l.report_curves import Event, read_metrics, told
@@ -360,3 +361,17 @@ def test_curves_are_smoothed_and_labels_kept_apart() -> None:
     ends = [(0.5, 1.0, str(number), "blue") for number in range(6)]
     places = [place for place, _ in _places(ends, 0, 1)]
     assert min(np.diff(places)) > 0.08 and places[0] > 0 and places[-1] < 1
+
+
+@pytest.mark.parametrize(
+    "prior, data, said",
+    [
+        ("IDEA-Research/grounding-dino-base (mllm)", "refcoco", "trained on RefCOCO"),
+        ("priors.jsonl", "shoes", "not known"), ("Qwen3-VL (endpoint)", "refcocog", "usually seen"),
+        ("simulated (60% right)", "refcoco", ""), ("", "refcoco", ""),
+    ],
+)  # fmt: skip
+def test_what_is_known_of_what_the_prior_has_seen(prior: str, data: str, said: str) -> None:
+    found = seen(prior, data)
+    assert said in found and bool(found) == bool(said)
+

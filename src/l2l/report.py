@@ -67,6 +67,7 @@ def report(
     Raises:
         InputError: if a run, the data or the split is not there or is damaged.
     """
+    from l2l.priors.known import seen
     from l2l.report_calibration import calibrated
     from l2l.report_curves import read_metrics, temporal, told, training
     from l2l.report_gallery import make_gallery
@@ -102,7 +103,8 @@ def report(
     return _write(Path(out) if out else run / "report.html", {
         "name": run.resolve().name, "config": config, "about": about, "split": split, "data": dataset.name,
         "sentence": _sentence(config, about), "facts": _facts(config, about), "simulated": about["prior_simulated"],
-        "models": _models(about), "notes": notes, "columns": COLUMNS, "table": _table(rows),
+        "models": _models(about),
+        "seen": seen(about["prior"], about["data"]), "notes": notes, "columns": COLUMNS, "table": _table(rows),
         "kinds": _by_kind(rows, truth), "error": _standard_error(rows), "has_truth": bool(truth),
         "trained": network is not None,
         "temporal": temporal(config, about, logs, probes, events), "joint": _joint(found), "sections": shown,
