@@ -2,7 +2,7 @@
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint
+.PHONY: demo test lint audit
 
 demo: $(STAMP)
 	$(VENV)/bin/l2l demo
@@ -11,8 +11,14 @@ test: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 -q
 
 lint: $(STAMP)
-	$(VENV)/bin/ruff check src tests
+	$(VENV)/bin/ruff check src tests examples
 	$(VENV)/bin/mypy
+
+# The pins against known advisories; by hand, as it asks pypi.org. Apart from the environment, whose pins it would change.
+audit: $(STAMP)
+	test -x $(VENV)/audit/bin/pip-audit || { $(VENV)/bin/python -m venv $(VENV)/audit && \
+	  $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 $(STAMP): pyproject.toml constraints.txt
 	@set -e; \

@@ -98,7 +98,7 @@ def test_nothing_heavy_is_imported_at_start() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_each_command_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--help"]) == 0
-    assert f"example: l2l {command}" in capsys.readouterr().out
+    assert f"\nexamples:\n  l2l {command}" in capsys.readouterr().out
 
 
 def test_version_agrees_with_the_project_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -771,7 +771,7 @@ def test_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("rank", "export", "import"):
         with pytest.raises(SystemExit):
             top.parse_args([name, "--help"])
-        assert f"example: l2l {name}" in capsys.readouterr().out
+        assert f"examples:\n  l2l {name}" in capsys.readouterr().out
 
 
 def test_a_missing_picture_is_named(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,10 @@ def test_sharded_weights_take_the_same_steps(config: Config, tmp_path: Path) -> 
     same(alone, together(config.replace("train", fsdp=True), tmp_path / "two")[0])
 
 
+# Of a bias in front of batch norm the gradient is rounding, of which Adam makes steps of full size.
+CANCELLED = re.compile(r"vision\.(stem|stages\.[123])\.(0\.bias|1\.running_mean)$")
+
+
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_a_run_goes_on_with_another_number_of_processes(config: Config, fsdp: bool, tmp_path: Path) -> None:
     """Four steps by two processes, four by one; and back."""
@@ -99,7 +104,7 @@ def test_a_run_goes_on_with_another_number_of_processes(config: Config, fsdp: bo
     assert logged[0] == logged[1] == logged[2]
     for found in (parts, others):
         for name, value in whole.items():
-            if name.startswith("teacher.") and value.is_floating_point():
+            if name.startswith("teacher.") and value.is_floating_point() and not CANCELLED.search(name):
                 torch.testing.assert_close(found[name], value, rtol=1e-2, atol=2e-3, msg=name)
 
 

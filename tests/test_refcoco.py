@@ -175,7 +175,7 @@ def test_an_image_that_instances_lacks_and_a_split_that_is_gone(small: None, tmp
 def test_mistakes(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "recipe", "--help"]) == 0
     help_text = " ".join(capsys.readouterr().out.split())
-    assert "example: l2l data recipe" in help_text and all(name in help_text for name in RECIPES)
+    assert "examples: l2l data recipe" in help_text and all(name in help_text for name in RECIPES)
     assert main(["data", "recipe", "refcoco"]) == 2
     assert "refcocog_google" in capsys.readouterr().err
     root = make(tmp_path)

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from l2l.commands import (
     RESUMES,
@@ -29,10 +29,13 @@ from l2l.commands import (
     save,
     serve,
     train,
+    watch,
 )
+from l2l.completion import SHELLS, PrintCompletion
 from l2l.errors import InputError
 from l2l.exchange.commands import add as add_exchange
 from l2l.serving.commands import EXAMPLE, TEXT, serve_options
+from l2l.subcommand import Help, listed, subcommand
 from l2l.training.stop import TERMINATED, Stopped
 
 if TYPE_CHECKING:
@@ -82,35 +85,41 @@ def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     from l2l import __version__
 
-    top = Parser(prog="l2l", description="Referring expression segmentation from few masks: Learning to Label.")
+    top = Parser(prog="l2l", description="Referring expression segmentation from few masks: Learning to Label.",
+                 epilog=listed("l2l demo", "l2l train --help", "l2l --print-completion bash"),
+                 formatter_class=Help)  # fmt: skip
     top.add_argument("--version", action="version", version=f"l2l {__version__}")
+    top.add_argument("--print-completion", action=PrintCompletion, choices=SHELLS, metavar="SHELL",
+                     help="print what bash, zsh or tcsh needs to complete with the tab key, and exit")  # fmt: skip
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
-    one = _command(commands, "demo", demo, "supervised, prior alone and L2L on drawn scenes, in minutes",
-                   "l2l demo --out demo")  # fmt: skip
+    one = subcommand(commands, "demo", demo, "supervised, prior alone and L2L on drawn scenes, in minutes",
+                     "l2l demo", "l2l demo --out demo --steps 200")  # fmt: skip
     one.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where everything goes (demo)")
     one.add_argument("--steps", type=int, metavar="N", help="optimiser steps of each method")
 
-    data = commands.add_parser("data", help="look at, draw and split data sets", description="Data sets.")
+    data = subcommand(commands, "data", None, "look at, draw and split data sets", "l2l data check refcoco --deep",
+                      "l2l data scenes my-scenes --count 200")  # fmt: skip
     kinds = data.add_subparsers(dest="kind", required=True, metavar="COMMAND", parser_class=Parser)
-    one = _command(kinds, "check", data_check, "what is in a data set and what is wrong with it; exits 1 on problems",
-                   "l2l data check refcoco --refs unc --deep")  # fmt: skip
+    one = subcommand(kinds, "check", data_check, "what is in a data set and what is wrong with it; exits 1 on problems",
+                     "l2l data check refcoco --refs unc --deep",
+                     "l2l data check pairs.jsonl --images photos --skip-bad")  # fmt: skip
     one.add_argument("data", metavar="PATH", help=DATA_HELP)
     _where(one)
     _scenes(one)
     one.add_argument("--deep", action="store_true", help="decode every picture and compare their bytes")
     one.add_argument("--skip-bad", action="store_true", help="records that training would set aside are no problem")
 
-    one = _command(kinds, "scenes", data_scenes, "write the embedded world as a REFER set",
-                   "l2l data scenes my-scenes --count 200 --seed 0")  # fmt: skip
+    one = subcommand(kinds, "scenes", data_scenes, "write the embedded world as a REFER set",
+                     "l2l data scenes my-scenes --count 200 --seed 0")  # fmt: skip
     one.add_argument("out", type=Path, metavar="OUT", help="folder")
     one.add_argument("--count", type=int, required=True, metavar="N", help="pictures; every tenth is of split val")
     one.add_argument("--seed", type=int, default=0, metavar="S", help="which pictures (0)")
     one.add_argument("--unlabelled-share", type=float, default=0.5, metavar="SHARE",
                      help="of the train pictures, how many come as pairs without masks (0.5)")  # fmt: skip
 
-    one = _command(kinds, "split", data_split, "draw which train images are labelled, into a file to keep",
-                   "l2l data split refcoco --rate 0.05 --seed 0 --out refcoco-5.json")  # fmt: skip
+    one = subcommand(kinds, "split", data_split, "draw which train images are labelled, into a file to keep",
+                     "l2l data split refcoco --rate 0.05 --seed 0 --out refcoco-5.json")  # fmt: skip
     one.add_argument("data", metavar="DATA", help=DATA_HELP)
     one.add_argument("--rate", type=float, default=0.05, help="share of the train images (0.05)")
     one.add_argument("--seed", type=int, default=0, help="which of them (0)")
@@ -119,15 +128,18 @@ def parser() -> argparse.ArgumentParser:
     _scenes(one)
     one.add_argument("--skip-bad", action="store_true", help="set bad records aside")
 
-    one = _command(kinds, "recipe", data_recipe, "RefCOCO and its kin: what to get, what is there, the field's splits",
-                   "l2l data recipe refcoco_unc --root data")  # fmt: skip
+    one = subcommand(kinds, "recipe", data_recipe,
+                     "RefCOCO and its kin: what to get, what is there, the field's splits",
+                     "l2l data recipe refcoco_unc --root data",
+                     "l2l data recipe grefcoco_unc")  # fmt: skip
     one.add_argument("name", metavar="NAME", help="refcoco_unc, refcoco_google, refcoco+_unc, refcocog_umd, "
                      "refcocog_google or grefcoco_unc")  # fmt: skip
     one.add_argument("--root", type=Path, default=Path("data"), metavar="DIR",
                      help="the folder that holds the set's folder and the pictures' (data)")  # fmt: skip
 
-    one = _command(kinds, "shard", data_shard, "write a data set as shards, pictures included, for many machines",
-                   "l2l data shard refcoco --out shards --format wds --per-shard 1000")  # fmt: skip
+    one = subcommand(kinds, "shard", data_shard, "write a data set as shards, pictures included, for many machines",
+                     "l2l data shard refcoco --out shards --format wds --per-shard 1000",
+                     "l2l data shard pool.jsonl --out shards --format parquet")  # fmt: skip
     one.add_argument("data", metavar="DATA", help=DATA_HELP)
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
     one.add_argument("--format", choices=["wds", "parquet"], default="wds",
@@ -137,8 +149,10 @@ def parser() -> argparse.ArgumentParser:
     _scenes(one)
     one.add_argument("--skip-bad", action="store_true", help="set bad records aside, in DIR/skipped.jsonl")
 
-    one = _command(commands, "prior", prior, "ask a frozen model about every pair, once",
-                   "l2l prior refcoco --source precomputed --file answers.jsonl --out priors")  # fmt: skip
+    one = subcommand(commands, "prior", prior, "ask a frozen model about every pair, once",
+                     "l2l prior refcoco --source precomputed --file answers.jsonl --out priors",
+                     "l2l prior refcoco --source mllm --model Qwen/Qwen2.5-VL-7B-Instruct --device cuda --out priors",
+                     "l2l prior scenes --source simulated --accuracy 0.6 --out priors")  # fmt: skip
     one.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP)
     _shards(one)
     one.add_argument("--source", choices=["grounder", "simulated", "precomputed", "endpoint", "mllm"],
@@ -168,8 +182,10 @@ def parser() -> argparse.ArgumentParser:
     _scenes(one)
     one.add_argument("--skip-bad", action="store_true", help="set bad records aside, in STORE/skipped.jsonl")
 
-    one = _command(commands, "train", train, "train a method and leave a run directory",
-                   "l2l train --data refcoco --prior priors --method l2l --rate 0.05 --out runs/a")  # fmt: skip
+    one = subcommand(commands, "train", train, "train a method and leave a run directory",
+                     "l2l train --data refcoco --prior priors --method l2l --rate 0.05 --out runs/a",
+                     "l2l train --out runs/a --resume --track tensorboard",
+                     "l2l train --data scenes --method supervised --set train.labelled=16 --out runs/b")  # fmt: skip
     one.add_argument("--data", help=DATA_HELP)
     one.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     one.add_argument("--method", help="l2l, supervised, prior_training, fixmatch, mean_teacher, resmatch, semires, "
@@ -189,15 +205,23 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--set", action="append", default=[], metavar="SECTION.SETTING=VALUE",
                      help="any setting of config.json; may be repeated")  # fmt: skip
     one.add_argument("--device", help="torch device (cpu)")
+    one.add_argument("--track", action="append", default=[], metavar="NAME",
+                     help="hand the figures to tensorboard, trackio or wandb too; may be repeated")  # fmt: skip
 
-    one = _command(commands, "evaluate", evaluate, "scores of a run on a split, beside the prior alone",
-                   "l2l evaluate runs/a --data refcoco --split testA")  # fmt: skip
+    one = subcommand(commands, "watch", watch, "how a run goes that another process trains, until its end",
+                     "l2l watch runs/a")  # fmt: skip
+    one.add_argument("run_folder", metavar="RUN", help="the run's folder; it need not be there yet")
+
+    one = subcommand(commands, "evaluate", evaluate, "scores of a run on a split, beside the prior alone",
+                     "l2l evaluate runs/a --data refcoco --split testA",
+                     "l2l evaluate runs/a --no-prior --json")  # fmt: skip
     _run_and_prior(one)
     one.add_argument("--split", default="val", help="which split (val)")
     one.add_argument("--json", action="store_true", help="print JSON")
 
-    one = _command(commands, "predict", predict, "the pixels that a sentence means in one picture",
-                   'l2l predict runs/a street.jpg "left black shoe" --out mask.png --overlay over.png')  # fmt: skip
+    one = subcommand(commands, "predict", predict, "the pixels that a sentence means in one picture",
+                     'l2l predict runs/a street.jpg "left black shoe" --out mask.png --overlay over.png',
+                     'l2l predict runs/a street.jpg "the coat" --box 40 10 180 320 --out mask.png')  # fmt: skip
     one.add_argument("run_folder", metavar="RUN", help="the run's folder")
     one.add_argument("image", metavar="IMAGE", help="a picture")
     one.add_argument("sentence", metavar="SENTENCE", help="what is meant")
@@ -206,18 +230,21 @@ def parser() -> argparse.ArgumentParser:
                      help="where something points, pixels; it may be wrong")  # fmt: skip
     one.add_argument("--overlay", type=Path, metavar="OVER.png", help="also draw the mask over the picture")
 
-    one = _command(commands, "save", save, "a model folder with its card, for others or the hub; or ONNX",
-                   "l2l save runs/a --out street-clothes --license cc-by-4.0")  # fmt: skip
+    one = subcommand(commands, "save", save, "a model folder with its card, for others or the hub; or ONNX",
+                     "l2l save runs/a --out street-clothes --license cc-by-4.0",
+                     "l2l save runs/a --onnx model.onnx")  # fmt: skip
     one.add_argument("run_folder", metavar="RUN", help="folder of a run, or a model folder")
     one.add_argument("--out", type=Path, metavar="DIR", help="the model folder to make")
     one.add_argument("--license", default="", metavar="NAME", help="of the weights, as the hub names licences")
     one.add_argument("--onnx", type=Path, metavar="FILE", help="write the network as ONNX, checked by onnxruntime")
     one.add_argument("--push-to-hub", metavar="OWNER/NAME", help="put the model folder on the hub, private")
 
-    serve_options(_command(commands, "serve", serve, TEXT, EXAMPLE))
+    serve_options(subcommand(commands, "serve", serve, TEXT, EXAMPLE))
 
-    one = _command(commands, "label", label, "masks with scores for every unlabelled pair",
-                   "l2l label runs/a --out labels")  # fmt: skip
+    one = subcommand(commands, "label", label, "masks with scores for every unlabelled pair",
+                     "l2l label runs/a --out labels",
+                     "l2l label runs/a --unlabelled more.jsonl --skip-bad --out labels",
+                     "l2l label runs/a --shards shards --engine ray --workers 8 --out labels")  # fmt: skip
     _run_and_prior(one)
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for labels.jsonl")
     one.add_argument("--unlabelled", type=Path, metavar="FILE", help="JSONL file of further pairs")
@@ -226,14 +253,16 @@ def parser() -> argparse.ArgumentParser:
     _shards(one)
     one.add_argument("--device", help="torch device (the run's own; --shards)")
 
-    one = _command(commands, "report", report, "one page on a run, or on several side by side",
-                   "l2l report runs/l2l --beside runs/supervised --out report.html")  # fmt: skip
+    one = subcommand(commands, "report", report, "one page on a run, or on several side by side",
+                     "l2l report runs/l2l --beside runs/supervised --out report.html",
+                     "l2l report runs/l2l")  # fmt: skip
     one.add_argument("run_folder", metavar="RUN", help="the run's folder")
     one.add_argument("--beside", action="append", default=[], metavar="RUN", help="another run; may be repeated")
     one.add_argument("--out", type=Path, metavar="FILE", help="the page (RUN/report.html)")
 
-    one = _command(commands, "benchmark", benchmark, "methods x label rates x seeds x data, in tables and plots",
-                   "l2l benchmark --suite scenes --seeds 0 --workers 2")  # fmt: skip
+    one = subcommand(commands, "benchmark", benchmark, "methods x label rates x seeds x data, in tables and plots",
+                     "l2l benchmark --suite scenes --seeds 0 --workers 2",
+                     "l2l benchmark --suite ablations --list")  # fmt: skip
     one.add_argument("--suite", action="append", metavar="NAME",
                      help="scenes, fashion, ablations, prior-quality or shift; may be repeated (all)")  # fmt: skip
     one.add_argument("--out", type=Path, default=Path("results/benchmark"), metavar="DIR",
@@ -245,7 +274,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each (1)")
     one.add_argument("--device", default="cpu", help="torch device (cpu)")
     one.add_argument("--only", action="append", metavar="TEXT",
-                     help="rows or columns with this name or part of it, or a cell by its key; may be repeated")
+                     help="rows or columns with this name or part of it, or a cell by its key; may be "
+                     "repeated")  # fmt: skip
     one.add_argument("--seeds", metavar="S,S", help="label seeds, as in 0,1")
     one.add_argument("--rates", metavar="R,R", help="label rates, as in 0.01,0.05")
     one.add_argument("--steps", type=int, metavar="N", help="other steps than the suites', for a try elsewhere")
@@ -255,14 +285,6 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--page", action="store_true", help="only write tables and plots anew")
     add_exchange(commands)
     return top
-
-
-def _command(parent: Any, name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:
-    one: argparse.ArgumentParser = parent.add_parser(
-        name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example: {example}"
-    )
-    one.set_defaults(run=run)
-    return one
 
 
 def _where(one: argparse.ArgumentParser) -> None:

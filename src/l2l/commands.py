@@ -160,14 +160,18 @@ def _prior_shards(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> None:
     config = configure(args)
+    track = [name for given in args.track for name in given.split(",") if name]
     from l2l.config import Config
-    from l2l.progress import Progress
+    from l2l.live import History, Live
     from l2l.training.checkpoint import load_tensors
-    from l2l.training.loop import CHECKPOINT, CONFIG, train
+    from l2l.training.loop import CHECKPOINT, CONFIG, METRICS, train
     from l2l.training.processes import Processes
+    from l2l.training.track import check_trackers
+    from l2l.watch import Tail
 
+    check_trackers(track)
     check_device(config.train.device)
-    run, steps = args.out, config.train.steps
+    run, steps, history = args.out, config.train.steps, History(f"train {config.train.method}")
     say = print if Processes.here(config.train.device).main else _silent
     if args.resume and (run / CHECKPOINT).exists() and Config.load(run / CONFIG).hash() == config.hash():
         step = int(load_tensors(run / CHECKPOINT)[1]["step"])
@@ -175,9 +179,19 @@ def train(args: argparse.Namespace) -> None:
             say(f"{run}: finished already, {step} of {steps} steps; there is nothing to do")
             return
         say(f"{run}: going on from step {step} of {steps}")
-    with Progress(f"train {config.train.method}") as progress:
-        train(config, run, resume=args.resume, progress=progress, tell=progress.tell, preparing=progress.before)
+        for line in Tail(run / METRICS).new()[1]:
+            if line["step"] <= step:
+                history.take(line)
+    with Live(history) as progress:
+        train(config, run, resume=args.resume, progress=progress, tell=progress.tell, preparing=progress.before,
+              track=track)  # fmt: skip
     say(f"{run}: {config.train.method}, run {config.hash()}; next: l2l evaluate {run}")
+
+
+def watch(args: argparse.Namespace) -> None:
+    from l2l.watch import watch
+
+    watch(args.run_folder)
 
 
 def _silent(line: str) -> None:

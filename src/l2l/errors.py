@@ -7,6 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 
+def printable(text: str) -> str:
+    """Text for a terminal: what would steer it (escapes, changes of direction, half a surrogate) is spelt out."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 class InputError(ValueError):
     """A mistake in the user's input. The command line prints it as one line and exits with 2, without a traceback.
 
@@ -20,7 +25,7 @@ class InputError(ValueError):
         self.reason, self.file, self.record = reason, file, record
         place = ", ".join(str(part) for part in (file, record) if part is not None)
         text = f"{place}: {reason}" if place else reason
-        super().__init__(" ".join(text.split()))
+        super().__init__(printable(" ".join(text.split())))
 
 
 @dataclass(frozen=True)

@@ -311,7 +311,7 @@ def _correlation(x: Any, y: Any) -> str:
 def _load_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"no run here: {error}", file=path) from error
 
 

@@ -67,7 +67,7 @@ def read_metrics(path: Path) -> tuple[Rows, Rows, list[Event]]:
     logs: Rows = []
     probes: Rows = []
     events: list[Event] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             value = json.loads(line)
             if "probe" in value:
@@ -76,7 +76,7 @@ def read_metrics(path: Path) -> tuple[Rows, Rows, list[Event]]:
                 events.append(Event(int(value["step"]), str(value["event"])))
             else:
                 logs.append({"step": value["step"], **value})
-        except (ValueError, KeyError, TypeError, OverflowError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     return logs, probes, events
 

@@ -13,6 +13,9 @@ import numpy as np
 
 from l2l.errors import InputError
 
+LARGEST = 200_000_000
+"""Pixels of a mask, as of a picture (`data.images.MAX_PIXELS`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rle:
@@ -56,7 +59,7 @@ class Rle:
             raise InputError("an RLE mask needs size [height, width] and counts") from error
         if type(height) is not int or type(width) is not int or not isinstance(counts, (str, list)):
             raise InputError("an RLE mask needs size [height, width] in whole numbers and counts")
-        if height < 1 or width < 1 or height * width > 2**31:
+        if height < 1 or width < 1 or height * width > LARGEST:
             raise InputError(f"an RLE mask of {height} x {width} pixels")
         if isinstance(counts, list):
             return cls.from_runs(height, width, counts)

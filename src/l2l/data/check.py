@@ -13,7 +13,7 @@ import numpy as np
 
 from l2l.data.images import SCENES, digest, load, size
 from l2l.data.read import DataSet, read
-from l2l.errors import BadRecord, InputError
+from l2l.errors import BadRecord, InputError, printable
 from l2l.sample import Sample
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -105,7 +105,7 @@ def render(report: Report, *, most: int = 20) -> str:
         lines.append(f"mask area of image  {shares}  (quantiles)")
     for title, findings in (("problems", report.problems), ("notes", report.notes)):
         lines += ["", f"{title}: {len(findings):,}" if findings else f"{title}: none"]
-        lines += [f"  {found.file}, {found.record}: {found.reason}" for found in findings[:most]]
+        lines += [printable(f"  {found.file}, {found.record}: {found.reason}") for found in findings[:most]]
         if len(findings) > most:
             lines.append(f"  ... and {len(findings) - most:,} more")
     return "\n".join(lines)

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from l2l.data.images import opened, size
+from l2l.data.images import opened, size, values
 from l2l.data.refer import MALFORMED, plain_path, plain_text, reason
 from l2l.errors import BadRecords, InputError
 from l2l.rle import Rle
@@ -185,7 +183,5 @@ def _mask(value: object, root: Path) -> Rle:
     with opened(str(root / plain_path(value))) as picture:
         if picture.format == "JPEG":
             raise InputError(f"the mask {value} is a JPEG, which blurs its edge; use PNG")
-        values = np.asarray(picture)
-        if picture.mode in ("LA", "RGBA"):
-            values = values[..., :-1]
-    return Rle.encode((values.reshape(*values.shape[:2], -1) != 0).any(axis=2))
+        found = values(picture)
+    return Rle.encode((found.reshape(*found.shape[:2], -1) != 0).any(axis=2))

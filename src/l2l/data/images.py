@@ -15,6 +15,10 @@ from l2l.errors import InputError
 MAX_PIXELS = 200_000_000
 """Larger pictures are refused. Pillow's own guard against decompression bombs may refuse from 179 million pixels on."""
 
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read, whatever a file is called. Not all that Pillow knows: for EPS it starts Ghostscript, for a stranger."""
+NO_PICTURE = f"no picture in a format that is read ({', '.join(FORMATS)}); save it as PNG or JPEG"
+
 SCENES = "scenes:"
 
 # EXIF orientation -> what brings the picture upright (Exif 2.3, tag 0x0112)
@@ -46,9 +50,17 @@ def load(image: str, *, content: bytes | None = None) -> np.ndarray:
 
         return render_address(image)
     with opened(image, content) as picture:
-        turn = _UPRIGHT.get(_orientation(picture))
-        colours = _to_rgb(picture)
-        return np.array(colours.transpose(turn) if turn is not None else colours)
+        turn = orientation(picture)
+        return np.array(_turned(_to_rgb(picture), turn))
+
+
+def values(picture: Image.Image) -> np.ndarray:
+    """An open picture's values as they are stored, upright, without transparency: (H, W) or (H, W, channels).
+
+    What masks are read with: neither colours nor levels are changed.
+    """
+    found = np.asarray(_turned(picture, orientation(picture)))
+    return found[..., :-1] if picture.mode in ("LA", "PA", "RGBA") else found
 
 
 def size(image: str, *, verify: bool = False, content: bytes | None = None) -> tuple[int, int]:
@@ -67,7 +79,7 @@ def size(image: str, *, verify: bool = False, content: bytes | None = None) -> t
         return height, width
     with opened(image, content) as picture:
         width, height = picture.size
-        lying = _orientation(picture) >= 5
+        lying = orientation(picture) >= 5
         if verify:
             picture.verify()
     return (width, height) if lying else (height, width)
@@ -94,25 +106,24 @@ def digest(image: str) -> str:
 def opened(image: str, content: bytes | None = None) -> Iterator[Image.Image]:
     """The file, or its bytes, as an open Pillow image; what goes wrong inside the `with` becomes an `InputError`."""
     try:
-        with Image.open(image if content is None else io.BytesIO(content)) as picture:
+        with Image.open(image if content is None else io.BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise InputError(f"an image of more than {MAX_PIXELS:,} pixels", file=image)
+                raise InputError(f"an image of more than {MAX_PIXELS:,} pixels; make it smaller", file=image)
             yield picture
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(f"no such image: {image}", file=image) from error
     except UnidentifiedImageError as error:
-        # Pillow's own words hold the address of the bytes, which is another one each time
-        said = error if content is None else "no format that is known"
-        raise InputError(f"an unreadable or truncated image: {said}", file=image) from error
+        raise InputError(f"an unreadable or truncated image: {NO_PICTURE}", file=image) from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"an image with too many pixels: {error}", file=image) from error
+        raise InputError(f"an image with too many pixels; make it smaller: {error}", file=image) from error
     except Exception as error:  # Pillow's decoders answer damage with nearly any exception
         raise InputError(f"an unreadable or truncated image: {error}", file=image) from error
 
 
-def _orientation(picture: Image.Image) -> int:
+def orientation(picture: Image.Image) -> int:
+    """The EXIF tag of an open picture, 1 to 8; 1 where there is none, or a damaged one."""
     if picture.format == "TIFF":  # Pillow's TIFF reader turns the picture itself
         return 1
     try:
@@ -120,6 +131,10 @@ def _orientation(picture: Image.Image) -> int:
         return int(Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged metadata is no reason to refuse good pixels
         return 1
+
+
+def _turned(picture: Image.Image, turn: int) -> Image.Image:
+    return picture.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else picture
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

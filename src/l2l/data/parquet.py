@@ -14,11 +14,12 @@ from typing import Any
 
 from l2l.data.images import size
 from l2l.data.refer import MALFORMED, reason
-from l2l.data.shards import Packed, record_of, sample_of
+from l2l.data.shards import Packed, inside, record_of, sample_of
 from l2l.errors import BadRecords, InputError
 from l2l.sample import Sample
 
-GROUP = 100  # rows of a row group: what is lost together where a file is damaged
+GROUP = 100  # rows of a row group: what is lost together where a file is damaged, and in memory at a time
+READ = ("id", "image", "image_id", "split", "sentences", "sentence", "expression", "text", "sentence_ids", "masks")
 
 
 def write_parquet(pictures: list[Packed]) -> bytes:
@@ -58,23 +59,29 @@ def read_parquet(path: Path, content: bytes, bad: BadRecords) -> Iterator[tuple[
     pa, parquet = _arrow()
     try:
         file = parquet.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"no whole parquet file: {error}", file=path) from error
+    columns = [name for name in file.schema_arrow.names if name in READ]
     row = 0
     for group in range(file.num_row_groups):
-        count = file.metadata.row_group(group).num_rows
-        try:
-            rows = file.read_row_group(group).to_pylist()
-        except (pa.ArrowException, OSError, ValueError) as error:
-            bad.add(f"damaged: {error}", file=path.name, record=f"rows {row} to {row + count - 1}")
-            row += count
-            continue
-        for number, value in enumerate(rows, row):
-            try:
-                yield _sample(path, number, value)
-            except MALFORMED as error:
-                bad.add(reason(error), file=path.name, record=f"row {number}")
-        row += count
+        last = row + file.metadata.row_group(group).num_rows
+        parts = file.iter_batches(GROUP, row_groups=[group], columns=columns)
+        while row < last:
+            try:  # not the group at once: a few bytes can say that a row is there a billion times
+                rows = next(parts).to_pylist()
+            except StopIteration:
+                bad.add("damaged: fewer rows than it says", file=path.name, record=f"rows {row} to {last - 1}")
+                break
+            except (pa.ArrowException, OSError, ValueError) as error:
+                bad.add(f"damaged: {error}", file=path.name, record=f"rows {row} to {last - 1}")
+                break
+            for number, value in enumerate(rows, row):
+                try:
+                    yield _sample(path, number, value)
+                except MALFORMED as error:
+                    bad.add(reason(error), file=path.name, record=f"row {number}")
+            row += len(rows)
+        row = last
 
 
 def _sample(path: Path, row: int, value: dict[str, Any]) -> tuple[Sample, bytes]:
@@ -82,6 +89,7 @@ def _sample(path: Path, row: int, value: dict[str, Any]) -> tuple[Sample, bytes]
     content, name = (picture.get("bytes"), picture.get("path")) if isinstance(picture, dict) else (picture, None)
     if not isinstance(content, bytes):
         raise InputError("no bytes in the column image")
+    inside(str(name or row))
     image = f"{path.name}/{name or row}"
     told = value.get("image_id")
     sample = sample_of(

@@ -13,6 +13,11 @@ from l2l.errors import InputError
 MAX_DEPTH = 32
 """Containers inside containers; a REFER file needs five levels."""
 
+MAX_LARGE = 1_000
+"""Whole numbers of more than `LARGE_BITS` bits: Python can be made to hash many of them alike, and a dictionary of
+20,000 such takes minutes."""
+LARGE_BITS = 60
+
 MAX_TUPLES = 10_000
 """Python hashes a tuple in a tuple by recursion without a guard, and many thousand levels end the process."""
 
@@ -25,6 +30,11 @@ _ADMITTED: dict[tuple[str, str], type] = {
 }
 _OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
 _CONTAINERS = (list, tuple, dict, set, frozenset)
+_FOREIGN = {
+    "EXT1": "an extension", "EXT2": "an extension", "EXT4": "an extension",  # Python's cache of them asks nobody
+    "PERSID": "an object kept elsewhere", "BINPERSID": "an object kept elsewhere",
+    "NEXT_BUFFER": "a buffer kept elsewhere", "READONLY_BUFFER": "a buffer kept elsewhere",
+}  # fmt: skip
 
 
 def load_plain(path: str | Path) -> object:
@@ -34,15 +44,15 @@ def load_plain(path: str | Path) -> object:
 
     Raises:
         InputError: if the file is missing, is no whole pickle, nests deeper than `MAX_DEPTH` (or in a circle), has more
-            than `MAX_TUPLES` tuples, or names anything else than plain containers; the name is in the message and
-            nothing was called.
+            than `MAX_TUPLES` tuples or `MAX_LARGE` large numbers, or asks for anything else than plain containers; what
+            it asks for is in the message and nothing was called.
     """
     try:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read: {error}", file=path) from error
     try:
-        _check_opcodes(content)
+        _check_opcodes(content, path)
         try:
             value = _PlainUnpickler(content, path, "utf-8").load()
         except UnicodeDecodeError:
@@ -76,11 +86,13 @@ def _latin1(text: object, encoding: object) -> bytes:
     return text.encode("latin1")
 
 
-def _check_opcodes(content: bytes) -> None:
-    """Refuse, before anything is built, what would end the process instead of raising."""
-    stream, tuples = io.BytesIO(content), 0
+def _check_opcodes(content: bytes, path: str | Path) -> None:
+    """Refuse, before anything is built, what would end or stop the process instead of raising."""
+    stream, tuples, large = io.BytesIO(content), 0, 0
     while code := stream.read(1):
         opcode = _OPCODES[code]
+        if opcode.name in _FOREIGN:
+            raise InputError(f"the pickle asks for {_FOREIGN[opcode.name]}; only plain containers are read", file=path)
         if opcode.name == "STRING":  # pickletools.genops would insist on ASCII
             stream.readline()
             continue
@@ -88,6 +100,10 @@ def _check_opcodes(content: bytes) -> None:
         tuples += opcode.name.startswith("TUPLE")
         if tuples > MAX_TUPLES:
             raise pickle.UnpicklingError(f"more than {MAX_TUPLES:,} tuples")
+        large += opcode.name in ("INT", "LONG", "LONG1", "LONG4") and argument.bit_length() > LARGE_BITS
+        if large > MAX_LARGE:
+            told = f"more than {MAX_LARGE:,} numbers of more than {LARGE_BITS} bits; write such ids as text"
+            raise InputError(told, file=path)
         if opcode.name.endswith("PUT") and argument > len(content):  # the memo is an array up to the highest index
             raise pickle.UnpicklingError("a memo index beyond all reason")
         if opcode.name == "STOP":

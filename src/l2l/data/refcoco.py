@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from l2l.data.pickles import load_plain
-from l2l.data.refer import MALFORMED, read_json
+from l2l.data.refer import MALFORMED, plain_id, plain_path, plain_text, read_json
 from l2l.errors import InputError
 
 PICTURES = ("images/mscoco/images/train2014", "images/train2014", "train2014")
@@ -252,7 +252,8 @@ def _count(records: list[Any]) -> tuple[dict[str, Counts], dict[str, set[str]], 
     malformed = 0
     for ref in records:
         try:
-            split, image, sentences = str(ref.get("split", "train")), str(ref["image_id"]), len(ref["sentences"])
+            split, image = plain_text(ref.get("split", "train")), plain_id(ref["image_id"])
+            sentences = len(ref["sentences"])
         except MALFORMED:
             malformed += 1
             continue
@@ -268,7 +269,7 @@ def _count(records: list[Any]) -> tuple[dict[str, Counts], dict[str, set[str]], 
 def _picture_names(instances: Path) -> dict[str, str]:
     """The pictures' file names by image id."""
     try:
-        return {str(row["id"]): str(row["file_name"]) for row in read_json(instances)["images"]}
+        return {plain_id(row["id"]): plain_path(row["file_name"]) for row in read_json(instances)["images"]}
     except InputError:
         raise
     except MALFORMED as error:

@@ -21,11 +21,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from l2l.data.images import load
+from l2l.data.images import MAX_PIXELS, load
 from l2l.data.pickles import load_plain
 from l2l.errors import BadRecords, InputError
 from l2l.rle import Rle
 from l2l.sample import Sample
+
+LONGEST = 5_000_000
+"""Pixels along the outlines of one annotation. pycocotools takes 40 bytes for each; few points can span them all."""
 
 MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)
 """What reading a record of the wrong shape raises; `InputError` is among them."""
@@ -67,8 +70,10 @@ def read_records(
 
     samples: dict[str, Sample] = {}
     for index, ref in enumerate(records):
-        name = f"ref {ref['ref_id']}" if isinstance(ref, dict) and "ref_id" in ref else f"record {index}"
+        name = f"record {index}"
         try:
+            if isinstance(ref, dict) and "ref_id" in ref:
+                name = f"ref {plain_id(ref['ref_id'])}"
             sample = _sample(ref, instances, pictures, f"{path.name}, {name}")
             if check:
                 check(ref, sample)
@@ -117,6 +122,18 @@ def plain_path(name: object) -> str:
     return str(path)
 
 
+def plain_id(value: object) -> str:
+    """An id as text. Raises `InputError` unless it is text or a number.
+
+    Anything else is refused before it is written out: in a pickle, a list may hold itself many times over.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, type(None))):
+        raise InputError("no usable id: it is neither text nor a number")
+    if isinstance(value, int) and value.bit_length() > 128:
+        raise InputError("no usable id: it is a number of more than 128 bits")
+    return str(value)
+
+
 def plain_text(sentence: object) -> str:
     """The sentence, if it is text that can be written as UTF-8 and says something. Raises `InputError` otherwise."""
     if not isinstance(sentence, str) or not sentence.strip():
@@ -126,21 +143,22 @@ def plain_text(sentence: object) -> str:
 
 
 def _sample(ref: dict[str, Any], instances: _Instances, pictures: _Pictures, provenance: str) -> Sample:
-    image = instances.images.get(str(ref["image_id"]))
+    image_id = plain_id(ref["image_id"])
+    image = instances.images.get(image_id)
     if image is None:
-        raise InputError(f"image {ref['image_id']} is not in instances.json")
+        raise InputError(f"image {image_id} is not in instances.json")
     size = (int(image["height"]), int(image["width"]))
     own = ref.get("file_name")  # carries the annotation's id in RefCOCO: COCO_train2014_000000520199_426093.jpg
     names = [image.get("file_name"), re.sub(r"_\d+(\.\w+)$", r"\1", own) if isinstance(own, str) else None, own]
     sentences = ref["sentences"]
     return Sample(
-        id=str(ref["ref_id"]),
+        id=plain_id(ref["ref_id"]),
         image=pictures.find([plain_path(name) for name in names if name]),
-        image_id=str(ref["image_id"]),
+        image_id=image_id,
         size=size,
         sentences=tuple(plain_text(sentence.get("sent") or sentence.get("raw")) for sentence in sentences),
-        sentence_ids=tuple(str(sentence.get("sent_id", "")) for sentence in sentences),
-        targets=instances.targets(ref["ann_id"], str(ref["image_id"]), size),
+        sentence_ids=tuple(plain_id(sentence.get("sent_id", "")) for sentence in sentences),
+        targets=instances.targets(ref["ann_id"], image_id, size),
         split=plain_text(ref.get("split", "train")),
         provenance=provenance,
     )
@@ -159,7 +177,7 @@ class _Instances:
 
     def targets(self, ids: object, image_id: str, size: tuple[int, int]) -> tuple[Rle, ...]:
         listed = ids if isinstance(ids, (list, tuple)) else [ids]
-        names = [str(name) for name in listed]
+        names = [plain_id(name) for name in listed]
         if names in ([], ["-1"]):
             return ()
         return tuple(self._mask(name, image_id, size) for name in names)
@@ -168,7 +186,7 @@ class _Instances:
         annotation = self.annotations.get(name)
         if annotation is None:
             raise InputError(f"annotation {name} is not in instances.json")
-        owner = str(annotation.get("image_id", image_id))
+        owner = plain_id(annotation.get("image_id", image_id))
         if owner != image_id:
             raise InputError(f"annotation {name} belongs to image {owner}, not to {image_id}")
         if name not in self.masks:
@@ -184,10 +202,15 @@ def _index(content: dict[str, Any], what: str, path: Path, bad: BadRecords) -> d
         raise InputError(f"no list of {what}", file=path)
     index: dict[str, dict[str, Any]] = {}
     for position, row in enumerate(rows):
-        if not isinstance(row, dict) or "id" not in row:
-            bad.add("no id", file=path, record=f"{what}[{position}]")
-        elif index.setdefault(str(row["id"]), row) is not row:
-            bad.add("a second record with this id", file=path, record=f"{what}, id {row['id']}")
+        try:
+            if not isinstance(row, dict) or "id" not in row:
+                raise InputError("no id")
+            key = plain_id(row["id"])
+        except InputError as error:
+            bad.add(error.reason, file=path, record=f"{what}[{position}]")
+            continue
+        if index.setdefault(key, row) is not row:
+            bad.add("a second record with this id", file=path, record=f"{what}, id {key}")
     return index
 
 
@@ -199,12 +222,19 @@ def _from_polygons(polygons: list[list[float]], size: tuple[int, int]) -> Rle:
         raise InputError("this set has polygon masks; install pycocotools to read them") from error
     if not isinstance(polygons, list) or not polygons:
         raise InputError("an annotation without a segmentation")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise InputError(f"an image of {size[0]} x {size[1]} pixels, more than {MAX_PIXELS:,}")
+    length = 0.0
     for polygon in polygons:
         points = np.asarray(polygon, dtype=np.float64)
         if points.ndim != 1 or points.size < 6 or points.size % 2 or not np.isfinite(points).all():
             raise InputError("a malformed polygon: it takes three or more finite points, x and y in turn")
         if np.abs(points).max() > 2 * max(size):  # pycocotools would try to draw every pixel on the way
             raise InputError("a malformed polygon: it reaches far outside the image")
+        sides = np.abs(np.diff(points.reshape(-1, 2), axis=0, append=points[None, :2]))
+        length += float(sides.max(axis=1).sum())
+        if length > LONGEST:
+            raise InputError(f"a malformed polygon: its outline is longer than {LONGEST:,} pixels")
     height, width = size
     merged = coco.merge(coco.frPyObjects(polygons, height, width))
     return Rle(height, width, str(merged["counts"], "ascii"))

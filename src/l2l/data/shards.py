@@ -11,14 +11,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from l2l.data.durable import remove_drafts, write_durably
 from l2l.data.folder import sentences_of
 from l2l.data.images import SCENES, load, opened
 from l2l.data.read import DataSet
-from l2l.data.refer import plain_text
+from l2l.data.refer import plain_text, read_json
 from l2l.errors import BadRecords, InputError
 from l2l.rle import Rle
 from l2l.sample import Sample
@@ -107,8 +107,8 @@ def shard_files(folder: Path | str) -> list[Path]:
         raise InputError("a .tar and a .parquet of the same name", file=folder)
     if (folder / INDEX).is_file():
         try:
-            listed = {str(row["file"]) for row in json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            listed = {str(row["file"]) for row in read_json(folder / INDEX)["shards"]}
+        except (LookupError, TypeError) as error:
             raise InputError(f"not a list of shards: {error}", file=folder / INDEX) from error
         missing = sorted(listed - {path.name for path in files})
         if missing:
@@ -159,6 +159,12 @@ def shard_bytes(path: Path) -> bytes:
 def digest_of(content: bytes) -> str:
     """32 hex digits of blake2b."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def inside(name: str) -> None:
+    """Raises `InputError` for a picture's name that, put behind its shard's, would be a path to somewhere else."""
+    if "\0" in name or ".." in PurePosixPath(name.replace("\\", "/")).parts:
+        raise InputError(f"the path {name} leads out of its shard")
 
 
 def record_of(sample: Sample) -> dict[str, Any]:

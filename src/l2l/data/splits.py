@@ -49,6 +49,8 @@ class Split:
             stated = content.pop("hash")
             split = cls(**{**content, "images": tuple(content["images"])})
             whole = split.hash == stated
+            if not all(isinstance(image, str) for image in split.images):
+                raise TypeError("an image id that is no text")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError("not a split file", file=path) from error
         if not whole:

@@ -16,7 +16,7 @@ from typing import Any
 
 from l2l.data.images import size
 from l2l.data.refer import MALFORMED, reason
-from l2l.data.shards import Packed, record_of, sample_of
+from l2l.data.shards import Packed, inside, record_of, sample_of
 from l2l.errors import BadRecords, InputError
 from l2l.sample import Sample
 
@@ -60,6 +60,7 @@ def _record(path: Path, key: str, parts: dict[str, bytes], bad: BadRecords) -> I
         suffix = next((suffix for suffix in PICTURES if suffix in parts), None)
         if suffix is None or "json" not in parts:
             raise InputError("a picture (.jpg or .png) and a .json make a record; one is missing")
+        inside(f"{key}.{suffix}")
         value = json.loads(parts["json"])
         if not isinstance(value, dict):
             raise InputError("the .json is no object")
@@ -87,26 +88,56 @@ def _record(path: Path, key: str, parts: dict[str, bytes], bad: BadRecords) -> I
 def _members(path: Path, content: bytes, bad: BadRecords) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each plain file. After damage it goes on at the next header that is whole.
 
-    `tarfile` by itself takes a damaged header for the end, and so would lose records without a word.
+    Block by block: `tarfile` takes a damaged header for the end and makes as many zeros as a sparse file asks for; that
+    of Python 3.11.7 walks in circles at a negative size.
     """
-    start, found = 0, False
-    while start < len(content):
-        at, what = start, "a damaged header"
+    at, found = 0, False
+    told: dict[str, str] = {}  # by a header that speaks of the next one
+    while at < len(content):
+        start, what = at + BLOCK, "a damaged header"
         try:
-            with tarfile.open(fileobj=io.BytesIO(content[start:]), mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    found = True
-                    file = tar.extractfile(member) if member.isfile() else None
-                    if file is not None:
-                        yield member.name, file.read()
-                    at = start + tar.offset
-        except tarfile.TarError as error:
-            what = str(error)
-        start = _next_header(content, at + (what != "a damaged header"))
-        if content[at:start].strip(b"\0"):  # not just the empty blocks that end an archive
-            bad.add(f"{what}; bytes {at} to {start} are lost", file=path.name, record=f"byte {at}")
+            member = tarfile.TarInfo.frombuf(content[at:start], tarfile.ENCODING, "surrogateescape")
+            size = int(told.get("size", member.size))
+            end = start + size
+            if not start <= end <= len(content):
+                raise tarfile.ReadError("unexpected end of data")
+            if member.type == tarfile.XHDTYPE:
+                told |= _pax(content[start:end])
+            elif member.type == tarfile.GNUTYPE_LONGNAME:
+                told["path"] = content[start:end].rstrip(b"\0").decode("utf-8", "surrogateescape")
+        except (tarfile.TarError, ValueError) as error:
+            what = what if isinstance(error, tarfile.HeaderError) else str(error)
+            start = _next_header(content, at + 1)
+            if content[at:start].strip(b"\0"):  # not just the empty blocks that end an archive
+                bad.add(f"{what}; bytes {at} to {start} are lost", file=path.name, record=f"byte {at}")
+            at, told = start, {}
+            continue
+        found = True
+        name, sparse = told.get("path", member.name), any(key.startswith("GNU.sparse") for key in told)
+        if sparse or member.type == tarfile.GNUTYPE_SPARSE:
+            bad.add("a sparse file; pack it without --sparse", file=path.name, record=name)
+        elif member.isreg():
+            yield name, content[start:end]
+        speaks = member.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+        told = told if speaks else {}
+        holds = member.isreg() or speaks or member.type not in tarfile.SUPPORTED_TYPES or member.type == tarfile.XGLTYPE
+        at = start + (-(-size // BLOCK) * BLOCK if holds else 0)
     if not found:
         raise InputError("no tar file, or an empty one", file=path)
+
+
+def _pax(content: bytes) -> dict[str, str]:
+    """The keys of an extended header, each a line `LENGTH KEY=VALUE`. Raises `ValueError` if they are damaged."""
+    found, at = {}, 0
+    while at < len(content):
+        length, blank, _ = content[at : at + 20].partition(b" ")
+        end = at + int(length)
+        if not (blank and at + len(length) + 1 < end <= len(content)):
+            raise ValueError("a damaged extended header")
+        key, _, value = content[at + len(length) + 1 : end - 1].partition(b"=")
+        found[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+        at = end
+    return found
 
 
 def _next_header(content: bytes, start: int) -> int:

@@ -53,19 +53,21 @@ def decode(rle: Any, size: tuple[int, int]) -> np.ndarray:
     fields = [read.number(4) + 1 for _ in range(4)]
     if count != size[0] * size[1] * _CHANNELS:
         raise InputError(f"a brush RLE of {count} values for a picture of {size[0]} x {size[1]} with four channels")
-    values = np.zeros(count, bool)
+    alpha = np.zeros(count // _CHANNELS, bool)  # the last of four values each
     at = 0
     while at < count:
         run = read.number(1)
         length = read.number(fields[read.number(2)]) + 1
         if at + length > count:
             raise InputError("a brush RLE with a run beyond its end")
+        mine = slice(at // _CHANNELS, (at + length) // _CHANNELS)
         if run:
-            values[at : at + length] = read.number(word) > 0
+            alpha[mine] = read.number(word) > 0
         else:
-            values[at : at + length] = read.take(length * word).reshape(length, word).any(1)
+            words: np.ndarray = read.take(length * word).reshape(length, word).max(1)
+            alpha[mine] = words[(3 - at) % _CHANNELS :: _CHANNELS]
         at += length
-    return values.reshape(*size, _CHANNELS)[..., 3].copy()
+    return alpha.reshape(size)
 
 
 class _Bits:

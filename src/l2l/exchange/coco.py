@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from l2l.data.images import MAX_PIXELS
 from l2l.data.refer import MALFORMED, plain_path, read_json, reason, write_whole
 from l2l.errors import BadRecords, InputError
 from l2l.exchange.corrected import Correction
@@ -95,6 +96,8 @@ def corrections_of(content: Any, file: object, bad: BadRecords | None = None) ->
             images[row["id"]] = {"name": plain_path(row["file_name"]), "size": (row["height"], row["width"])}
             if not all(type(side) is int and 0 < side < 2**16 for side in images[row["id"]]["size"]):
                 raise InputError(f"an image of {row['height']} x {row['width']} pixels")
+            if row["height"] * row["width"] > MAX_PIXELS:
+                raise InputError(f"an image of {row['height']} x {row['width']} pixels, more than {MAX_PIXELS:,}")
     except MALFORMED as error:
         raise InputError(f"no COCO file: {reason(error)}", file=file, record=f"image {len(images) + 1}") from error
     for place, annotation in enumerate(content["annotations"], start=1):

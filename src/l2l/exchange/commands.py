@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from l2l.errors import BadRecords, InputError
+from l2l.errors import BadRecords, InputError, printable
+from l2l.subcommand import subcommand
 
 EXPORTS = ("coco", "png", "hub", "label-studio", "cvat")
 IMPORTS = ("coco", "cvat", "label-studio", "png")
@@ -17,15 +18,17 @@ IMPORTS = ("coco", "cvat", "label-studio", "png")
 
 def add(commands: Any) -> None:
     """Add the three commands to what `argparse.ArgumentParser.add_subparsers` returned."""
-    one = _command(commands, "rank", rank, "which labels to trust, which to look at, and which pairs to label next",
-                   "l2l rank labels --next 40")  # fmt: skip
+    one = subcommand(commands, "rank", rank, "which labels to trust, which to look at, and which pairs to label next",
+                     "l2l rank labels --next 40",
+                     "l2l rank labels --trust 0.9 --out ranking.csv")  # fmt: skip
     _labels(one)
     one.add_argument("--out", type=Path, metavar="FILE", help="the list, CSV (ranking.csv beside the labels)")
     one.add_argument("--next", type=int, default=40, metavar="N", help="how many pairs can be labelled (40)")
     one.add_argument("--trust", type=float, default=0.8, metavar="IOU", help="expected IoU to trust a mask by (0.8)")
 
-    one = _command(commands, "export", export, "hand labels to another tool",
-                   "l2l export labels --to label-studio --out tasks --min-score 0.3")  # fmt: skip
+    one = subcommand(commands, "export", export, "hand labels to another tool",
+                     "l2l export labels --to label-studio --out tasks --min-score 0.3",
+                     "l2l export labels --to coco --polygons --tolerance 1 --out coco.json")  # fmt: skip
     _labels(one)
     one.add_argument("--to", choices=EXPORTS, required=True,
                      help="coco: a JSON file; png: masks and index.csv; hub: parquet for Hugging Face datasets; "
@@ -39,22 +42,14 @@ def add(commands: Any) -> None:
     one.add_argument("--address", default="", metavar="URL",
                      help="where pictures are served, as in https://host/images/ (label-studio; local)")  # fmt: skip
 
-    one = _command(commands, "import", import_, "corrected masks, as a data set to go on training with",
-                   "l2l import export.json --from label-studio --labels labels --out corrected")  # fmt: skip
+    one = subcommand(commands, "import", import_, "corrected masks, as a data set to go on training with",
+                     "l2l import export.json --from label-studio --labels labels --out corrected")  # fmt: skip
     one.add_argument("file", type=Path, metavar="FILE", help="what the other tool exported; for png the folder")
     one.add_argument("--from", dest="source", choices=IMPORTS, required=True, help="which tool it was")
     _labels(one, "--labels", required=True)
     one.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the new data set")
     one.add_argument("--also", metavar="DATA", help="a data set whose labelled records are to stand beside them")
     one.add_argument("--skip-bad", action="store_true", help="set bad records aside, in FOLDER/skipped.jsonl")
-
-
-def _command(parent: Any, name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:
-    one: argparse.ArgumentParser = parent.add_parser(
-        name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example: {example}"
-    )
-    one.set_defaults(run=run)
-    return one
 
 
 def _labels(one: argparse.ArgumentParser, name: str = "labels", **more: Any) -> None:
@@ -76,7 +71,8 @@ def rank(args: argparse.Namespace) -> None:
     print(f"{out}: {counts['label next']} to label next, {counts['look']} to look at, {counts['trust']} to trust")
     for one in found[:5]:
         if one.action == "label next":
-            print(f"  {one.label.image}: {' '.join(one.label.sentence.split())} (expected IoU {one.label.score:.2f})")
+            said = printable(f"{one.label.image}: {' '.join(one.label.sentence.split())}")
+            print(f"  {said} (expected IoU {one.label.score:.2f})")
 
 
 def export(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from l2l.data.images import MAX_PIXELS
 from l2l.data.refer import MALFORMED, read_json, reason, write_whole
 from l2l.errors import BadRecords, InputError
 from l2l.exchange import brush
@@ -127,18 +128,20 @@ def _correction(task: dict[str, Any], record: str) -> Correction:
     said: dict[str, Any] = {"id": key, "image": image, "record": record}
     if latest.get("was_cancelled"):
         return Correction(**said, rejected="skipped in Label Studio")
-    verdicts, masks, size = set(), [], (1, 1)
+    verdicts: set[str] = set()
+    union: np.ndarray | None = None
     for one in latest["result"]:
         kind, value = one["type"], one["value"]
         if kind == "choices":
             verdicts.update(value["choices"])
         elif kind in ("brushlabels", "brush", "polygonlabels", "polygon"):
-            size = _size(one)
-            masks.append(_mask(value, size))
+            drawn = _mask(value, _size(one))
+            if union is not None and union.shape != drawn.shape:
+                raise InputError("regions of different sizes; open the task anew, and save it once more")
+            union = drawn if union is None else union | drawn
     if REJECT in verdicts:
         return Correction(**said, rejected="rejected in Label Studio")
-    union = np.logical_or.reduce(masks) if masks else np.zeros(size, bool)
-    if union.any():
+    if union is not None and union.any():
         return Correction(**said, mask=Rle.encode(union))
     if NOTHING in verdicts:
         return Correction(**said, nothing=True)
@@ -155,6 +158,8 @@ def _size(result: dict[str, Any]) -> tuple[int, int]:
     height, width = result["original_height"], result["original_width"]
     if type(height) is not int or type(width) is not int or not (0 < height < 2**16 and 0 < width < 2**16):
         raise InputError(f"a picture of {height} x {width} pixels")
+    if height * width > MAX_PIXELS:
+        raise InputError(f"a picture of {height} x {width} pixels, more than {MAX_PIXELS:,}")
     if result.get("image_rotation"):
         raise InputError("the picture was rotated in Label Studio; turn it back and save again")
     return height, width

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l2l.data.images import SCENES, load, opened
+from l2l.data.images import SCENES, load, opened, size
 from l2l.data.refer import MALFORMED, plain_path, plain_text, reason, write_whole
 from l2l.errors import InputError
 from l2l.rle import Rle
@@ -132,6 +132,7 @@ def picture_bytes(label: Label) -> bytes:
     """The picture's file as it is; a drawn one as PNG. Raises `InputError` if it is missing or has another size."""
     if label.image.startswith(SCENES):
         return _drawn(label.image)
+    _plain_file(Path(label.image))
     try:
         found = Path(label.image).read_bytes()
     except OSError as error:
@@ -153,7 +154,7 @@ def place_pictures(pictures: Mapping[str, str], folder: Path) -> None:
         folder: it is made.
 
     Raises:
-        InputError: if a picture is missing, or its name leads out of the folder.
+        InputError: if a picture is missing or none, or its name leads out of the folder.
     """
     for name, address in pictures.items():
         path = folder / plain_path(name)
@@ -162,6 +163,9 @@ def place_pictures(pictures: Mapping[str, str], folder: Path) -> None:
             write_whole(path, _drawn(address))
             continue
         source = Path(address).resolve()
+        if source.exists():  # what is shared has to be a picture: labels may come from a stranger and name any file
+            _plain_file(source)
+            size(address)
         if path.exists() and source.exists() and path.samefile(source):
             continue
         try:
@@ -174,6 +178,12 @@ def place_pictures(pictures: Mapping[str, str], folder: Path) -> None:
                 shutil.copyfile(source, path)
         except OSError as error:
             raise InputError(f"cannot be brought to {folder}: {error.strerror}{MOVED}", file=address) from error
+
+
+def _plain_file(path: Path) -> None:
+    """Raises `InputError` for a device, a pipe or a folder, which may have no end."""
+    if path.exists() and not path.is_file():
+        raise InputError("not a picture's file", file=path)
 
 
 def _drawn(address: str) -> bytes:

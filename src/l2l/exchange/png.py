@@ -90,6 +90,10 @@ def _correction(row: dict[str, str | None], folder: Path, record: str) -> Correc
     name = plain_path(row["mask"])
     if (row.get("rejected") or "").strip().lower() in ("yes", "y", "true", "1", "x"):
         return Correction(id=key, rejected="marked as rejected", image=image, record=record)
-    if not (folder / name).exists():
+    try:
+        there = (folder / name).exists()
+    except OSError as error:  # a name that no disk takes
+        raise InputError(f"its mask cannot be read: {error.strerror}") from error
+    if not there:
         return Correction(id=key, rejected=f"its mask {name} was deleted", image=image, record=record)
     return Correction(id=key, mask=_mask(name, folder), image=image, record=record)

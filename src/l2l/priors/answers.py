@@ -249,13 +249,14 @@ def _gather_text(text: str, dialect: Dialect, found: _Found) -> None:
     if found.boxes or found.points or found.polygons:
         return
     corner = rf"[(\[]{NUMBER},{NUMBER}[)\]]"
-    for pattern in (rf"{corner}\s*,?\s*{corner}", rf"[(\[]{','.join([NUMBER] * 4)}[)\]]"):
+    for pattern in (rf"{corner}\s*(?:,\s*)?{corner}", rf"[(\[]{','.join([NUMBER] * 4)}[)\]]"):
         for groups in re.findall(pattern, text):
             found.boxes.append((_in_order([float(one) for one in groups], dialect), UNSCORED))
         if found.boxes:
             return
-    for x, y in re.findall(r'<point[^>]*?\bx="([\d.]+)"[^>]*?\by="([\d.]+)"', text):
-        if (point := _row([_number(x), _number(y)], 2)) is not None:
+    for tag in re.findall(r"<point[^<>]*", text):
+        x, y = (re.search(rf'\b{name}="([\d.]+)"', tag) for name in "xy")
+        if x and y and (point := _row([_number(x[1]), _number(y[1])], 2)) is not None:
             found.points.append(point)
     for groups in re.findall(corner, text) if not found.points else ():
         found.points.append(_in_order([float(one) for one in groups], dialect))
@@ -263,14 +264,17 @@ def _gather_text(text: str, dialect: Dialect, found: _Found) -> None:
 
 def _json_values(text: str) -> Iterator[Any]:
     """Every outermost JSON array or object of a text, mended where the end is missing or a comma is too much."""
-    decoder, at, tries = json.JSONDecoder(), 0, 0
-    while (start := _next(text, at)) < len(text) and (tries := tries + 1) <= 4 * MOST:
+    decoder, at, tries, read_in_vain = json.JSONDecoder(), 0, 0, 0
+    while (start := _next(text, at)) < len(text) and (tries := tries + 1) <= 4 * MOST and read_in_vain < 40 * LONGEST:
         try:
             value, at = decoder.raw_decode(text, start)
             yield value
             continue
-        except (ValueError, RecursionError):
+        except RecursionError:  # so deep that no box is meant; each further bracket would take as long
+            return
+        except ValueError as error:
             at = start + 1
+            read_in_vain += getattr(error, "pos", len(text)) - start
         if (mended := _mended(text[start:])) is not None:
             yield mended
             return
@@ -285,7 +289,6 @@ def _next(text: str, at: int) -> int:
 def _mended(text: str) -> Any:
     """A JSON document that stops in the middle, or has Python's quotes or a comma too much; `None` where that does not
     help. Cut after the last whole object or array, closed with what is open there."""
-    text = re.sub(r",\s*([}\]])", r"\1", text)
     open_, within, escaped, last, closing = [], False, False, 0, ""
     for place, letter in enumerate(text):
         if within:
@@ -302,7 +305,7 @@ def _mended(text: str) -> Any:
             last, closing = place + 1, "".join(reversed(open_))
             if not open_:
                 break
-    tried: Iterable[str] = [text[:last] + closing] if last else []
+    tried: Iterable[str] = [re.sub(r",\s*([}\]])", r"\1", text[:last] + closing)] if last else []
     for one in (*tried, *(each.replace("'", '"') for each in tried)):
         try:
             return json.loads(one)
@@ -371,7 +374,10 @@ def _outward(dialect: Dialect, share: float, side: int) -> float:
 def _to_box(corners: Sequence[float], dialect: Dialect, seen: tuple[int, int]) -> Box:
     """Corners in the dialect's units as a box of shares, cut to the picture. Raises `InputError` if nothing is left."""
     x0, y0, x1, y1 = (_inward(dialect, side, seen[1 - at % 2]) for at, side in enumerate(corners))
-    return from_pixels((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), (1, 1), least=0.1)
+    box = from_pixels((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), (1, 1), least=0.1)
+    if not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):  # an area so small that it counts as none
+        raise InputError("a box without area")
+    return box
 
 
 def _to_point(numbers: Sequence[float], dialect: Dialect, seen: tuple[int, int]) -> tuple[float, float] | None:

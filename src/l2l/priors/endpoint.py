@@ -123,8 +123,12 @@ class Endpoint:
         except openai.OpenAIError as error:  # after all tries
             self.missed.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             return None
-        choices = getattr(reply, "choices", None) or [None]
-        text = getattr(getattr(choices[0], "message", None), "content", None)
+        except (ValueError, TypeError, RecursionError) as error:  # what the client makes of a body that is no answer
+            self.missed.append(f"no answer: {type(error).__name__}")
+            return None
+        choices = getattr(reply, "choices", None)
+        first = choices[0] if isinstance(choices, list) and choices else None
+        text = getattr(getattr(first, "message", None), "content", None)
         return read(text, self.dialect, sent.size, seen=sent.seen)
 
     def _wait(self) -> None:

@@ -52,7 +52,7 @@ class Precomputed:
                 sentence = value["expression"] if "expression" in value else value["sentence"]
                 self._lines[self._place(str(value["image"])), str(sentence)] = (number, value)
                 sources.add(str(value.get("source", "")))
-            except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+            except (ValueError, RuntimeError, AttributeError, KeyError, TypeError) as error:  # also: links in a circle
                 self.bad.add(f"not a prior: {type(error).__name__} {error}", file=self.path, record=f"line {number}")
         simulated = any("simulated" in source for source in sources)
         self.name = f"precomputed ({', '.join(sorted(sources - {''})) or self.path.name})"
@@ -87,7 +87,7 @@ def read_line(value: dict[str, Any], size: tuple[int, int]) -> Prior:
         scores = [float(score) for score in value.get("scores") or [0.5] * len(boxes)]
         points = [[float(side) for side in point] for point in value.get("points") or ()]
         attributes, relations = (tuple(map(str, value.get(name) or ())) for name in ("attributes", "relations"))
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"not a prior: {error}") from error
     if any(not math.isfinite(score) for score in scores):
         raise InputError("a score that is not finite")

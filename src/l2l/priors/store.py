@@ -42,7 +42,12 @@ class PriorStore:
             except OSError as error:
                 raise InputError(f"cannot make a store: {error.strerror}", file=self.path) from error
         with self._damage():
-            self._db = sqlite3.connect(file if create else f"file:{file.resolve()}?mode=ro", uri=not create)
+            self._db = sqlite3.connect(file if create else f"{file.resolve().as_uri()}?mode=ro", uri=not create)
+            self._db.execute("PRAGMA trusted_schema=OFF")
+            foreign = "sql IS NOT NULL AND (type != 'table' OR sql LIKE 'CREATE VIRTUAL%')"
+            other = self._db.execute(f"SELECT name FROM sqlite_master WHERE {foreign}").fetchone()
+            if other:  # a view may compute without end, a trigger write what nobody asked for
+                raise InputError(f"no prior store of ours: it holds {other[0]}", file=file)
             if create:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 columns = "key TEXT PRIMARY KEY, value TEXT NOT NULL"
@@ -60,7 +65,10 @@ class PriorStore:
     def about(self) -> dict[str, str]:
         """What was written with `describe`: the source's `name` and `fingerprint`."""
         with self._damage():
-            return dict(self._db.execute("SELECT name, value FROM about"))
+            told = dict(self._db.execute("SELECT name, value FROM about"))
+        if not all(isinstance(part, str) for pair in told.items() for part in pair):
+            raise InputError("no prior store of ours: what it says of its source is no text", file=self.path / FILE)
+        return told
 
     def describe(self, source: Source) -> None:
         """Note whose priors these are. Raises `InputError` if the store already holds another source's."""
@@ -87,7 +95,7 @@ class PriorStore:
             for key, value in rows:
                 try:
                     found[key] = Prior.from_json(json.loads(value))
-                except (ValueError, RecursionError) as error:
+                except (ValueError, TypeError, RecursionError) as error:
                     raise InputError(f"a damaged prior: {error}", file=self.path / FILE, record=key) from error
         return found
 

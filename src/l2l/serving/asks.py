@@ -133,7 +133,7 @@ async def read_label(request: Request, limits: Limits) -> Told:
             fields["mask"] = parse(fields["mask"].encode("utf-8", "replace"))
         told = _model(LabelRequest, {"image": "", **fields})
     (sentence,) = check_sentences([told.sentence], limits)
-    if isinstance(told.id, str) and (not 0 < len(told.id) <= 256 or not _writable(told.id)):
+    if told.id is not None and not (0 < len(str(told.id)) <= 256 and writable(str(told.id))):
         raise bad("an id that is empty, very long or no text", "leave it out, or send the id of the pair")
     shown = picture(content, limits.pixels)
     mask: Rle | None = None
@@ -177,7 +177,7 @@ def check_sentences(sentences: Sequence[str], limits: Limits) -> tuple[str, ...]
             raise bad("an empty sentence", "say what is meant, as in: left black shoe")
         if len(sentence) > limits.characters:
             raise Refusal(413, "sentences", f"a sentence of more than {limits.characters} characters", "say it shorter")
-        if not _writable(sentence):
+        if not writable(sentence):
             raise bad("a sentence that is no text", "send Unicode without lone surrogates or zero characters")
     return tuple(sentences)
 
@@ -206,7 +206,8 @@ def _no_constant(_: str) -> NoReturn:
     raise _Constant
 
 
-def _writable(text: str) -> bool:
+def writable(text: str) -> bool:
+    """Whether it is text that can be kept: without lone surrogates and zero characters, not empty."""
     try:
         return "\0" not in text and bool(text.encode())
     except UnicodeEncodeError:

@@ -16,8 +16,10 @@ def serve_options(one: argparse.ArgumentParser) -> None:
     """The options of `l2l serve`."""
     one.add_argument("run_folder", type=Path, metavar="RUN", help="the run's folder")
     one.add_argument("--host", default="127.0.0.1", metavar="H",
-                     help="the address to listen at (127.0.0.1); with another one set L2L_TOKEN, a secret that clients "
-                     "then have to know")  # fmt: skip
+                     help="the address to listen at (127.0.0.1); with another one set L2L_TOKEN")  # fmt: skip
+    one.add_argument("--token", metavar="T", help="a secret that clients have to know, but for /health and the empty "
+                     "pages; rather in the environment, as L2L_TOKEN: other users of the machine see command "
+                     "lines")  # fmt: skip
     one.add_argument("--port", type=int, default=8321, metavar="P", help="0 for any that is free (8321)")
     one.add_argument("--device", metavar="D", help="torch device (the run's own)")
     one.add_argument("--labels", type=Path, metavar="DIR",
@@ -38,6 +40,8 @@ def serve(args: argparse.Namespace) -> None:
         raise InputError(f"{missing[0]} is not installed: pip install -e '.[serve]' -c constraints.txt")
     if not 0 <= args.port < 65536:
         raise InputError(f"--port {args.port}: 0 to 65535")
+    if args.token is not None and not args.token.strip():
+        raise InputError("--token takes a secret that is not empty; leave it out to ask for none")
     if args.review is not None and args.labels is None:
         raise InputError("--review needs --labels DIR, where what is decided is kept")
     from l2l.commands import check_device
@@ -48,4 +52,4 @@ def serve(args: argparse.Namespace) -> None:
         check_device(args.device)
     limits = Limits(pixels=args.max_pixels, sentences=args.max_sentences, seconds=args.timeout, waiting=args.queue)
     serve(args.run_folder, host=args.host, port=args.port, device=args.device, labels=args.labels, review=args.review,
-          limits=limits)  # fmt: skip
+          limits=limits, token=args.token or "")  # fmt: skip

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,7 +22,7 @@ from l2l.errors import InputError
 from l2l.exchange import brush
 from l2l.predict import Prediction
 from l2l.rle import Rle
-from l2l.serving.asks import check_box, check_sentences, parse
+from l2l.serving.asks import check_box, check_sentences, parse, writable
 from l2l.serving.pictures import Picture
 from l2l.serving.refusal import Refusal, answer, bad
 from l2l.serving.studio_pictures import StudioPictures
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SENTENCES = ("sentence", "sentences", "expression", "text")
 KEPT = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
+STROKES = 64
+"""Of an annotation: so many of the largest pictures may be painted over."""
 CONFIG_HINT = "the project needs <Image>, and <BrushLabels> with toName of that image"
 
 
@@ -169,7 +171,7 @@ def routes(service: Service) -> APIRouter:
             made = await service.in_thread(lambda: list(_corrections(service, project, annotation, sentences, shown)))
             origin = {name: value for name, value in (
                 ("project", about.get("id")), ("task", task.get("id")), ("annotation", annotation.get("id")),
-            ) if isinstance(value, (int, str))}  # fmt: skip
+            ) if _id(value)}  # fmt: skip
             keys = []
             for number, (sentence, mask, verdict) in enumerate(made):
                 keys.append(await service.in_thread(
@@ -211,6 +213,7 @@ def _corrections(
     result = annotation.get("result")
     regions = [one for one in (result if isinstance(result, list) else []) if isinstance(one, dict)
                and one.get("from_name") == project.control]  # fmt: skip
+    painted = 0
     for sentence in sentences:
         mine = [one for one in regions if len(sentences) == 1 or sentence in _meta(one)]
         mask: np.ndarray | None = None
@@ -221,6 +224,9 @@ def _corrections(
             height, width = int(size[0] or 0), int(size[1] or 0)
             if height * width > service.limits.pixels or (shown and shown.size != (height, width)):
                 raise bad("a stroke of another size than the picture", "open the task anew, and save it once more")
+            painted += height * width
+            if painted > STROKES * service.limits.pixels:
+                raise Refusal(413, "strokes", "too many strokes", "join them, and save the task once more")
             value = region.get("value")
             try:
                 drawn = brush.decode(value.get("rle") if isinstance(value, dict) else (), (height, width))
@@ -240,9 +246,14 @@ def _corrections(
 def _key(task: dict[str, Any], origin: dict[str, Any], number: int | None) -> str | int:
     """The id of the pair, if the task's data have it; else one by which a later annotation replaces an earlier one."""
     own = _data(task).get("id")
-    if not isinstance(own, (str, int)) or isinstance(own, bool) or not 0 < len(str(own)) <= 256:
+    if not _id(own):
         own = f"ls-{origin.get('project', 0)}-{origin.get('task', 0)}"[:256]
     return own if number is None else f"{own}_{number}"
+
+
+def _id(value: object) -> TypeGuard[str | int]:
+    """Whether it can be kept as an id."""
+    return isinstance(value, (str, int)) and type(value) is not bool and len(str(value)) <= 256 and writable(str(value))
 
 
 def _box(context: object, size: tuple[int, int]) -> list[float] | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from l2l.data.durable import write_durably
+from l2l.data.refer import MALFORMED, plain_path, plain_text
 from l2l.errors import InputError
 from l2l.rle import Rle
 from l2l.serving.pictures import Picture
@@ -130,20 +131,21 @@ class LabelFolder:
                     break  # of a server that writes it at this moment
                 try:
                     line = json.loads(text)
-                    last.pop(str(line["id"]), None)
-                    last[str(line["id"])] = line
-                except (ValueError, KeyError, TypeError) as error:
+                    key, verdict, name = str(line["id"]), str(line["verdict"]), line.get("file_name")
+                    last.pop(key, None)
+                    last[key] = _record(line, plain_path(name)) if verdict == "accept" and name else {}
+                except MALFORMED as error:
                     raise InputError("this is no line of ours", file=self.path, record=f"line {number}") from error
-        kept = [_record(line) for line in last.values() if line.get("verdict") == "accept" and line.get("file_name")]
+        kept = [line for line in last.values() if line]
         write_durably(self.folder / METADATA, "".join(json.dumps(line) + "\n" for line in kept).encode())
         return len(kept)
 
 
-def _record(line: dict[str, Any]) -> dict[str, Any]:
+def _record(line: dict[str, Any], name: str) -> dict[str, Any]:
     """A line as `l2l.data.folder` reads it; an empty mask is a sentence that means nothing."""
     mask = Rle.from_coco(line["mask"])
     return {
-        "id": str(line["id"]), "file_name": line["file_name"], "sentence": line["sentence"],
+        "id": str(line["id"]), "file_name": name, "sentence": plain_text(line["sentence"]),
         "masks": [mask.to_coco()] if mask.area() else [],
     }  # fmt: skip
 

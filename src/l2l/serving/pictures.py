@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from l2l.data.images import load, opened, size
+from l2l.data.images import load, opened, size, values
 from l2l.errors import InputError
 from l2l.rle import Rle
 from l2l.serving.refusal import Refusal, bad
@@ -100,15 +100,12 @@ def mask_from_png(content: bytes, shape: tuple[int, int]) -> Rle:
         raise Refusal(415, "media", "the mask is no PNG", "other formats blur or shift its edge; send PNG or COCO RLE")
     try:
         with opened("mask", content) as file:
-            values = np.asarray(file) if (file.height, file.width) == shape else None
-            transparent = file.mode in ("LA", "RGBA")
+            found = values(file) if sorted((file.height, file.width)) == sorted(shape) else None
     except InputError:
         raise bad("the mask is damaged", "send a whole PNG, or COCO RLE") from None
-    if values is None:
+    if found is None or found.shape[:2] != shape:
         raise _other_size(shape)
-    if transparent:
-        values = values[..., :-1]
-    return Rle.encode((values.reshape(*shape, -1) != 0).any(axis=2))
+    return Rle.encode((found.reshape(*shape, -1) != 0).any(axis=2))
 
 
 def _suffix(content: bytes) -> str | None:

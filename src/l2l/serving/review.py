@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from PIL import Image
 
+from l2l.data.images import opened, orientation
 from l2l.errors import InputError
 from l2l.exchange.labels import Label, picture_bytes
 from l2l.serving.pictures import Picture, picture
@@ -17,7 +18,6 @@ from l2l.serving.refusal import Refusal, bad
 
 SIDE = 2048  # pixels of the longer side; larger pictures are shown smaller
 SHOWN = {".png": "image/png", ".jpg": "image/jpeg"}  # what every browser shows as we read it
-ORIENTATION = 0x0112  # Exif 2.3
 
 
 class Queue:
@@ -59,8 +59,8 @@ def to_show(found: Picture) -> tuple[bytes, str]:
         Refusal: if the picture is damaged.
     """
     if found.suffix in SHOWN and max(found.size) <= SIDE:
-        with Image.open(io.BytesIO(found.content)) as file:
-            upright = file.getexif().get(ORIENTATION, 1) == 1
+        with opened("the picture", found.content) as file:
+            upright = orientation(file) == 1
         if upright:
             return found.content, SHOWN[found.suffix]
     shown = Image.fromarray(found.decode())

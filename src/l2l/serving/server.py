@@ -31,7 +31,7 @@ HEAD_SECONDS = 10.0
 
 def serve(
     run: Path, *, host: str = "127.0.0.1", port: int = 8321, device: str | None = None, labels: Path | None = None,
-    review: Path | None = None, limits: Limits | None = None,
+    review: Path | None = None, limits: Limits | None = None, token: str = "",
 ) -> None:
     """Serve a run until SIGTERM or Ctrl-C.
 
@@ -43,12 +43,13 @@ def serve(
         labels: the folder for what people correct.
         review: the folder that `l2l label` wrote, to be looked through at `/review`.
         limits: what one client may ask for.
+        token: what clients must know; that of `L2L_TOKEN` if not given.
 
     Raises:
         InputError: if there is no run, or labels cannot be written. OSError: if the port cannot be had.
     """
     limits = limits or Limits()
-    token = os.environ.get("L2L_TOKEN", "")
+    token = token or os.environ.get("L2L_TOKEN", "")
     queue = Queue(read_labels(review)) if review else None
     predictor, about = open_run(run, device)
     folder = LabelFolder(labels) if labels else None
@@ -78,7 +79,10 @@ def open_run(run: Path, device: str | None = None) -> tuple[Predictor, About]:
         predictor.config = predictor.config.replace("train", device=device)
         predictor.network.to(device)
         predictor._sam = choose_sam(predictor.config)
-    step, weights = int(load_tensors(run / CHECKPOINT)[1]["step"]), digest(str(run / CHECKPOINT))[:8]
+    told = load_tensors(run / CHECKPOINT)[1].get("step")
+    if not isinstance(told, int):
+        raise InputError("a checkpoint that does not say its step", file=run / CHECKPOINT)
+    step, weights = told, digest(str(run / CHECKPOINT))[:8]
     name = run.resolve().name
     about = About(name, predictor.config.hash(), predictor.config.train.method, step, f"{name}-{step}-{weights}")
     return predictor, about

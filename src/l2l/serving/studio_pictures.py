@@ -47,7 +47,8 @@ class StudioPictures:
             parts = urlsplit(address)
             if parts.path == LOCAL and not parts.netloc and self.root is not None:
                 return picture(self._file(parse_qs(parts.query).get("d", [""])[0]), self.limits.pixels)
-            if not self.url or not _same(urljoin(self.url, address), self.url):
+            odd = "\\" in address or "@" in parts.netloc  # which host is meant depends on who reads it
+            if odd or not self.url or not _same(urljoin(self.url, address), self.url):
                 raise bad("a picture at an address that is not asked", "start the server with LABEL_STUDIO_URL (and "
                           "LABEL_STUDIO_API_KEY), or LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT")  # fmt: skip
             return picture(self._ask(urljoin(self.url, address)), self.limits.pixels)

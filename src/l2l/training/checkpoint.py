@@ -68,10 +68,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["l2l"])
+            if not isinstance(about, dict):
+                raise ValueError("its header is no object")
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except FileNotFoundError as error:
         raise InputError("no checkpoint here", file=path) from error
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"a corrupt or truncated checkpoint: {error}", file=path) from error
 
 
@@ -87,10 +89,12 @@ def pack_optimiser(optimiser: torch.optim.Optimizer, names: Mapping[Tensor, str]
 def unpack_optimiser(
     optimiser: torch.optim.Optimizer, names: Mapping[Tensor, str], prefix: str, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what `pack_optimiser` gave."""
+    """Put back what `pack_optimiser` gave. Raises `InputError` if it is of another model."""
     for parameter, name in names.items():
         state = {key: tensors[f"{prefix}{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
                  if f"{prefix}{name}.{key}" in tensors}  # fmt: skip
+        if any(value.numel() != (1 if key == "step" else parameter.numel()) for key, value in state.items()):
+            raise InputError(f"the checkpoint's optimiser is of another model: {name} has another size")
         if state:
             optimiser.state[parameter] = {
                 key: value.clone() if key == "step" else torch.empty_like(parameter).copy_(like(value, parameter))

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from l2l.training.probe import Probe, measure
 from l2l.training.processes import Processes
 from l2l.training.stop import Stopped, asked_to_stop
 from l2l.training.teacher import follow, make_teacher
+from l2l.training.track import check_trackers, tracking
 
 CHECKPOINT, METRICS, CONFIG, SPLIT, ABOUT = (
     "checkpoint.safetensors", "metrics.jsonl", "config.json", "split.json", "about.json",
@@ -178,6 +179,7 @@ def make_method(parts: Parts) -> Method:
 def train(
     config: Config, out: Path | str, *, resume: bool = False, progress: Progress | None = None,
     stop_after: int | None = None, tell: Callable[[str], None] | None = None, preparing: Preparing | None = None,
+    track: Sequence[str] = (),
 ) -> Path:  # fmt: skip
     """Train a method and leave a run directory.
 
@@ -189,12 +191,14 @@ def train(
         tell: takes what happens in words, as when the drift guard steps in; `metrics.jsonl` has it as well.
         preparing: called with (what, done, total) while proposals and regions are made, before the first step.
         stop_after: leave after so many steps in all, as if cut off (for tests and for work in pieces).
+        track: trackers that get what `metrics.jsonl` gets, see `training.track`.
 
     Raises:
         InputError: for a user's mistake; `NonFiniteLoss` if the loss is not a number. `Stopped` after a SIGTERM, once
             the step under way is in a checkpoint.
     """
     out = Path(out)
+    check_trackers(track)
     processes = Processes.here(config.train.device)
     begun = processes.agree((out / CONFIG).exists())
     if begun:
@@ -222,24 +226,27 @@ def train(
     probe = Probe.draw(run.parts, prepared.truth, prepared.truth_known)
     steps = config.train.steps
     metrics = out / METRICS if processes.main else Path(os.devnull)
-    with asked_to_stop() as stopping, metrics.open("a", encoding="utf-8") as log:
+    with (
+        asked_to_stop() as stopping,
+        metrics.open("a", encoding="utf-8", buffering=1) as log,  # line by line: somebody may be watching
+        tracking(track if processes.main else (), asked, out, step=run.step, tell=tell) as trackers,
+    ):
         began, first = time.perf_counter(), run.step
         while run.step < steps and (stop_after is None or run.step < stop_after):
             logs = train_step(run)
             for event in run.parts.events:
-                _write(log, {"step": run.step, "event": event})
+                _write(log, trackers, {"step": run.step, "event": event})
                 if tell and processes.main:
                     tell(f"step {run.step}: {event}")
             run.parts.events.clear()
             seconds = (time.perf_counter() - began) / (run.step - first)
             if run.step % 10 == 0 or run.step == steps:
-                _write(log, {"step": run.step, **logs})
+                _write(log, trackers, {"step": run.step, **logs})
             if probe is not None and (run.step % config.train.probe_every == 0 or run.step == steps):
                 rple = run.method.extra if isinstance(run.method.extra, Rple) else None
-                _write(log, {"step": run.step, "probe": measure(probe.judged(run.parts, rple), probe.truth)})
+                _write(log, trackers, {"step": run.step, "probe": measure(probe.judged(run.parts, rple), probe.truth)})
             stopped = processes.anyone(stopping())
             if run.step % config.train.save_every == 0 or run.step == steps or stopped:
-                log.flush()
                 run.save(out)
             if stopped and run.step < steps:
                 raise Stopped(run.step)
@@ -365,8 +372,9 @@ def _read_from(config: Config, out: Path, *, begun: bool) -> dict[str, str]:
     return {part: told.get(part, "") for part in (BACKBONE, TEXT)}
 
 
-def _write(log: Any, value: dict[str, Any]) -> None:
+def _write(log: Any, trackers: Callable[[dict[str, Any]], None], value: dict[str, Any]) -> None:
     log.write(json.dumps(value) + "\n")
+    trackers(value)
 
 
 def _cut_metrics(path: Path, step: int) -> None:

@@ -1,0 +1,3 @@
+€cbuiltins
+set
+)R}UaNsb.

@@ -1,0 +1,4 @@
+(S'l2l-was-here'
+ios
+mkdir
+.

@@ -1,0 +1,4 @@
+(cos
+mkdir
+S'l2l-was-here'
+o.

@@ -1,0 +1,1 @@
+€ŒosŒmkdir“Œl2l-was-here…R.
