@@ -234,7 +234,7 @@ def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     capsys.readouterr()
     assert main(["watch", str(run)]) == 0
     text = capsys.readouterr().out
-    assert "l2l  21/21  100%" in text and re.search(r"loss +\d\.\d{3} +[▁-█]", text)
+    assert "21/21  100%" in text and re.search(r"loss +\d\.\d{3} +[▁-█]", text)
     assert f"finished; next: l2l evaluate {run}" in " ".join(text.split())
     assert "\x1b" not in text
     monkeypatch.setenv("TERM", "xterm")
