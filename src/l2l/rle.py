@@ -14,7 +14,7 @@ import numpy as np
 from l2l.errors import InputError
 
 LARGEST = 200_000_000
-"""Pixels of a mask, as of a picture (`data.images.MAX_PIXELS`)."""
+"""Pixels of a mask, and of a picture."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from l2l.errors import InputError
+from l2l.rle import LARGEST
 
-MAX_PIXELS = 200_000_000
+MAX_PIXELS = LARGEST
 """Larger pictures are refused. Pillow's own guard against decompression bombs may refuse from 179 million pixels on."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
