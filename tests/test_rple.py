@@ -324,6 +324,12 @@ def test_the_policy_starts_by_accepting_cells_and_by_what_samples_are_expected_t
     assert cells.eq(ACCEPT).all() and torch.equal(samples.argsort(), worth.argsort())
 
 
+def test_the_choice_starts_by_chance_where_the_score_tells_nothing() -> None:
+    policy, state = AcceptancePolicy(words=6).eval(), state_of(6)
+    policy.telling.fill_(0)
+    assert policy(state)[1].eq(0).all()
+
+
 def test_the_expected_gain_is_that_of_a_calibrated_label() -> None:
     """The mean of `gain_reward` over truths drawn from the proposal, cell by cell."""
     rng = torch.Generator().manual_seed(0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from l2l.labelling.sesm import (
     BOTH,
+    HEARD,
     MODEL,
     PACE,
     PRIOR,
@@ -249,6 +252,22 @@ def test_calibration_of_few_labels_stays_finite_and_near(pairs: list[tuple[float
         assert found.tolist() == [1.0, 0.0]
 
 
+def test_a_score_that_says_nothing_does_not_turn_the_prior_into_evidence_against() -> None:
+    """Two of five are right. A score that tells which leaves the rule as it is; one that does not lifts its weight."""
+    right = torch.tensor([1.0, 0, 0, 1, 0] * 40)
+    telling, blank = fresh(), fresh()
+    telling.calibrate(0.5 + 0.3 * right, right)
+    blank.calibrate(torch.full((200,), 0.7), right)
+    assert float(telling.tells) == 1 and float(blank.tells) == 0
+    for sesm in (telling, blank):
+        given_ = proposals()
+        if sesm is blank:
+            given_ = replace(given_, score=torch.full_like(given_.score, 0.7))
+        rho, weight = sesm.reliability(given_, noise()), elevate(sesm, given_, noise(), noise(1)).weights[:, 0]
+        assert torch.allclose(weight, 0.5 * rho.clamp(-4, 4) + HEARD * (1 - sesm.tells), atol=1e-5)
+    assert weight.min() > 0.5 > rho.sigmoid().max()  # wrong more often than right, and heard
+
+
 def test_what_labels_say_of_the_prior_is_kept_with_the_weights() -> None:
     sesm, other, given_ = fresh(), fresh(), proposals()
     sesm.calibrate(torch.full((40,), 0.8), torch.zeros(40))  # sure of itself and always wrong
@@ -257,3 +276,4 @@ def test_what_labels_say_of_the_prior_is_kept_with_the_weights() -> None:
     assert (after < before).all() and after[given_.score > 0.6].max() < 0.3
     other.load_state_dict(sesm.state_dict())
     assert torch.equal(other.reliability(given_, noise()).sigmoid(), after)
+    assert torch.equal(other.tells, sesm.tells) and float(sesm.tells) == 0

@@ -114,10 +114,16 @@ class AcceptancePolicy(nn.Module):
     Args:
         words: channels D of the sentence vector.
         inner: hidden channels.
+
+    `telling`, in [0, 1]: how far the prior's score tells right from wrong (`SESM.tells`). Where it does not, nobody can
+    say beforehand whether a label that departs from Q teaches or misleads, and the choice starts by chance.
     """
+
+    telling: Tensor
 
     def __init__(self, *, words: int, inner: int = 16):
         super().__init__()
+        self.register_buffer("telling", torch.tensor(1.0))
         self.told = nn.Linear(words, 4)
         self.globals = nn.Linear(FACTS + 4, inner)
         self.inward = nn.Conv2d(MAPS, inner, 1)
@@ -134,9 +140,8 @@ class AcceptancePolicy(nn.Module):
         cells = ACCEPT + PACE * self.pixel(torch.cat([hidden, state.maps[:, :VOICES]], dim=1))[:, 0]
         return cells, self.start(state) + PACE * self.sample(facts)[:, 0]
 
-    @staticmethod
-    def start(state: State) -> Tensor:
+    def start(self, state: State) -> Tensor:
         """Logits (B,) of the samples before anything is learned: the more they are expected to teach, the higher. From
         expected gain x (expected IoU)^`DOUBT`."""
         score = F.logsigmoid(2 * state.facts[:, 0])
-        return SLOPE * (state.facts[:, -1] + DOUBT * score)
+        return self.telling * SLOPE * (state.facts[:, -1] + DOUBT * score)

@@ -6,7 +6,10 @@ heart, where Q is always right; so it trusts the prior too little elsewhere. SES
 say: the fused proposal is a log-linear pool of the voices (Heskes, "Selecting weighting factors in logarithmic opinion
 pools", NIPS 1997), the weights of which depend on the prior's reliability rho alone.
 - How good the prior is, *all* labels say, for it has learned from none of them: rho is its own score, calibrated on
-  them. From there SESM starts as a rule: rho's log odds weigh the prior's voice beside M.
+  them. From there SESM starts as a rule: rho's log odds weigh the prior's voice beside M. A weight below zero takes
+  from M what it has believed of a prior that is likely wrong; that needs a score that tells which priors those are.
+  Where it does not (`tells`), the prior is heard for what even a poor one is worth: an object is where it says far more
+  often than by chance.
 - How good Q and M are, only held-out labels say, and a dozen numbers are learned from them, under a ridge that makes
   each departure earn its place: anything larger learned a few dozen labels by heart (docs/LOG.md).
 - Where the fused proposal means what the prior's means, that may have the better outline. Then the prior's is the
@@ -99,6 +102,8 @@ def adopt(logits: Tensor, proposal: Tensor, trust: Tensor) -> Tensor:
 
 
 BOTH, PRIOR, MODEL = 0, 1, 2  # whom the fusion listens to
+TELLING = 1.0  # standard deviation of calibrated log odds from which a score tells right priors from wrong ones
+HEARD = 1.1  # what is added to the prior's weight where its score says nothing at all
 PACE = 10.0  # weights are kept a tenth as large as they are used: a run is a few hundred of Adam's steps of fixed size
 
 
@@ -180,12 +185,14 @@ class SESM(nn.Module):
 
     voice: Tensor
     line: Tensor
+    tells: Tensor
 
     def __init__(self, *, width: int, fuses: bool = True, guides: bool = True, weighs: bool = True):
         super().__init__()
         self.fuses, self.guides, self.weighs = fuses, guides, weighs
         self.register_buffer("voice", torch.tensor(BOTH))
         self.register_buffer("line", torch.tensor([1.0, 0.0]))  # rho in the log odds of the prior's own score
+        self.register_buffer("tells", torch.tensor(1.0))  # in [0, 1]: how far that score tells right from wrong
         self.trust = Judge(0.0)  # what Q's agreement adds to rho
         # what such facts foretold on the pools of other worlds, with 1 % and 5 % of the labels alike (docs/LOG.md)
         self.own = Judge(1.2, 0.8, 0.55, -0.7)  # kappa beside a prior
@@ -209,13 +216,17 @@ class SESM(nn.Module):
         return self.adopt.weights[0]
 
     def calibrate(self, score: Tensor, iou: Tensor) -> None:
-        """Let rho be what labelled pairs say of the prior's own score. The prior has learned from none of them, so
-        they may be *all* labels, those that the segmenter learns from too.
+        """Let rho be what labelled pairs say of the prior's own score, and see how far that tells them apart. The prior
+        has learned from none of them, so they may be *all* labels, those that the segmenter learns from too.
 
         Args:
             score, iou: (N,) in [0, 1], of the proposals of labelled pairs.
         """
-        self.line.copy_(torch.tensor(calibrated(score.cpu(), iou.cpu())))
+        slope, constant = calibrated(score.cpu(), iou.cpu())
+        self.line.copy_(torch.tensor((slope, constant)))
+        if len(score) > 1:
+            spread = slope * torch.logit(score.double(), eps=0.02).std()
+            self.tells.copy_((spread / TELLING).clamp(0, 1))
 
     def reliability(self, proposals: Proposals, q: Tensor) -> Tensor:
         """rho, logits (B,): what the prior says of itself, corrected by what labels say of such scores and by how far Q
@@ -254,6 +265,7 @@ class SESM(nn.Module):
         log_prior, model = to_logit(soft) * here[:, None, None], q.sigmoid()
         known = (rho.detach() * here).clamp(-4, 4)
         weights = torch.stack([judge(known[:, None]) for judge in self.pool], dim=1)  # (B, 4)
+        weights = weights + HEARD * (1 - self.tells) * torch.eye(4, device=q.device)[0]
         if not self.weighs:
             weights = torch.eye(4, device=q.device)[2].expand_as(weights)
         only = torch.eye(4, device=q.device)

@@ -42,6 +42,7 @@ USUAL = 32  # held-out referents for which the policy's temperature is meant
 DRAWS = 64  # random choices of held-out images, the most representative of which is taken
 LEAST_HELD_OUT = 8  # referents, about, where that is no more than a third of the images
 FEWEST = 6  # held-out referents from which the drift guard lets SESM and the policy learn
+LATE = 0.5  # share of the time before the release from which on it is learned whose outline is better
 ENOUGH = 16  # labelled referents that say how good the prior is: its mean IoU is known to within 0.09
 
 
@@ -57,6 +58,7 @@ class L2L:
         if parts.config.sesm.calibrate and (known >= ENOUGH or self.guard is None):
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*prior_on_labels(parts))
+            self.extra.policy.telling.fill_(float(parts.network.sesm.tells))
         self.regions = parts.regions if parts.config.sesm.regions else None
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):
@@ -142,7 +144,7 @@ class L2L:
             return loss, logs
         if learning:
             assert h.mask is not None
-            loss_sesm, told = self._sesm_loss(h, plain, regions)
+            loss_sesm, told = self._sesm_loss(step, h, plain, regions)
             loss_policy, rewards = self._policy_loss(step, h, None if alone else u, state, cells, samples, teacher)
             loss, logs = loss + loss_sesm + loss_policy, logs | told | rewards
             precision = accepted_precision(accept[:count_h], take[:count_h], state.label[:count_h], h.mask > 0.5)
@@ -184,7 +186,9 @@ class L2L:
         maps = self.regions[parts.pool.image_of[batch.rows]].to(soft.device)
         return in_view(maps, view, (2 * soft.shape[1], 2 * soft.shape[2]))
 
-    def _sesm_loss(self, h: Batch, teacher: Answer, regions: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+    def _sesm_loss(
+        self, step: int, h: Batch, teacher: Answer, regions: Tensor | None
+    ) -> tuple[Tensor, dict[str, float]]:
         """SESM on labels the segmenter has not seen; nothing flows back into what it fuses. `regions`: h's first."""
         sesm, q, guided = self.parts.network.sesm, teacher.q[: len(h.rows)], teacher.guided
         assert h.mask is not None and guided is not None
@@ -202,8 +206,11 @@ class L2L:
         prior = float((iou_prior * here).sum() / here.sum()) if here.any() else math.nan
         ridge = self.parts.config.sesm.ridge / len(self.folds[0]) * sesm.ridge()  # what few labels say weighs less
         # whether to commit is a question about IoU: cross-entropy would rather stay in doubt
-        adopts = alike(elevated.fused.detach(), h.proposals, sesm.likeness)
-        loss_commit = (adopts * (iou_fused - iou_prior)).mean()
+        run = self.parts.config
+        loss_commit = elevated.fused.new_zeros(())
+        if step >= LATE * run.sesm.release * run.train.steps:  # before, the model draws worse than it will
+            adopts = alike(elevated.fused.detach(), h.proposals, sesm.likeness)
+            loss_commit = (adopts * (iou_fused - iou_prior)).mean()
         if regions is not None:
             committed = mend(elevated.fused.detach(), regions[: len(y)], least=sesm.least)
             loss_commit = loss_commit + (1 - soft_iou(committed.sigmoid(), h.mask)).mean()
