@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from l2l.benchmark_cell import ROOT, cell_file, locked, missing_data, run_cell
 from l2l.benchmark_suites import Cell, Suite, percent, with_steps
+from l2l.data.durable import FULL
 from l2l.errors import InputError
 from l2l.training.stop import TERMINATED, Stopped, on_sigterm, terminate
 
@@ -99,7 +100,8 @@ def benchmark(
         say: takes what is told.
 
     Returns:
-        How many cells failed; each leaves `out`/failed/KEY.txt, and the next call tries it again.
+        How many cells failed, each of which leaves `out`/failed/KEY.txt, or were left by a worker that died; the next
+        call tries them again.
 
     Raises:
         InputError: for a part or a choice that leaves nothing, or with `strict` for absent data.
@@ -121,10 +123,12 @@ def benchmark(
         with on_sigterm(terminate):
             _spawn(todo, work, say)
     failed = sum(failure_file(out, cell.key).exists() for cell in todo)
-    left = sum(not cell_file(out, cell.key).exists() for cell in todo) - failed
-    say(f"{len(todo) - failed - left} cells made, {failed} failed" + (
-        f", {left} left: under way elsewhere, or their worker died" if left else ""))  # fmt: skip
-    return failed
+    rest = [cell for cell in todo if not cell_file(out, cell.key).exists() and not failure_file(out, cell.key).exists()]
+    lost = sum(_free(cell, work) for cell in rest)
+    say(f"{len(todo) - failed - len(rest)} cells made, {failed} failed"
+        + (f", {len(rest) - lost} under way elsewhere" if len(rest) > lost else "")
+        + (f", {lost} left by a worker that died: the same command goes on" if lost else ""))  # fmt: skip
+    return failed + lost
 
 
 def failure_file(out: Path, key: str) -> Path:
@@ -162,11 +166,21 @@ def do(cells: Sequence[Cell], work: Work, say: Say) -> None:
             over = (cell_file(work.out, cell.key), failure_file(work.out, cell.key))
             if any(path.exists() for path in over):
                 continue
-            with locked(work.out / "work" / "locks" / cell.key) as mine:
+            with locked(_lock(cell, work)) as mine:
                 if mine and not any(path.exists() for path in over):
                     _make(cell, cells, work, took, say)
     finally:
         torch.set_num_threads(before)
+
+
+def _lock(cell: Cell, work: Work) -> Path:
+    return work.out / "work" / "locks" / cell.key
+
+
+def _free(cell: Cell, work: Work) -> bool:
+    """Whether nobody is at work on it."""
+    with locked(_lock(cell, work)) as mine:
+        return mine
 
 
 def _make(cell: Cell, cells: Sequence[Cell], work: Work, took: list[float], say: Say) -> None:
@@ -181,6 +195,8 @@ def _make(cell: Cell, cells: Sequence[Cell], work: Work, took: list[float], say:
     except Stopped:
         raise
     except Exception as error:  # one cell must not stop the others
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise  # no cell will fare better
         told = str(error) if isinstance(error, InputError) else traceback.format_exc()
         path = failure_file(work.out, cell.key)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,3 +280,8 @@ def _worker(cells: Sequence[Cell], work: Work, pipe: Connection) -> None:
         raise SystemExit(130) from None
     except Stopped:
         raise SystemExit(TERMINATED) from None
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        say(f"{error.filename or work.out}: {error.strerror}; nothing that was written before is lost: make room")
+        raise SystemExit(1) from None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from l2l.benchmark_suites import Cell
 from l2l.config import Config
-from l2l.data.refer import write_whole
+from l2l.data.durable import write_durably
 from l2l.errors import InputError
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def run_cell(
     elif run.exists() and not (state.exists() and state.read_text(encoding="ascii") == code_digest()):
         shutil.rmtree(run)  # begun by another state of the code: half of each would be neither
     run.mkdir(parents=True, exist_ok=True)
-    write_whole(state, code_digest().encode())
+    write_durably(state, code_digest().encode())
     stopwatch = Stopwatch(run / "clock.json", config.train.save_every, progress)
     train(config, run, resume=True, progress=stopwatch)
     began = time.perf_counter()
@@ -178,7 +178,7 @@ def run_cell(
     }  # fmt: skip
     path = cell_file(out, cell.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(result, ensure_ascii=False) + "\n").encode())
+    write_durably(path, (json.dumps(result, ensure_ascii=False) + "\n").encode())
     if not keep:
         shutil.rmtree(run)
     return result
@@ -197,7 +197,7 @@ class Stopwatch:
         self.seconds += logs["seconds"] if self._last is None else now - self._last  # of the first step: its own
         self._last = now
         if step % self.every == 0 or step == steps:
-            write_whole(self.path, str(self.seconds).encode())
+            write_durably(self.path, str(self.seconds).encode())
         if self.progress:
             self.progress(step, steps, logs)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from l2l.benchmark_cell import cell_file
 from l2l.benchmark_suites import Cell, Suite
-from l2l.data.refer import write_whole
+from l2l.data.durable import write_whole
 from l2l.errors import InputError
 
 Results = Mapping[str, dict[str, Any]]

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -32,11 +33,12 @@ from l2l.commands import (
     watch,
 )
 from l2l.completion import SHELLS, PrintCompletion
+from l2l.data.durable import FULL
 from l2l.errors import InputError
 from l2l.exchange.commands import add as add_exchange
 from l2l.serving.commands import EXAMPLE, TEXT, serve_options
 from l2l.subcommand import Help, listed, subcommand
-from l2l.training.stop import TERMINATED, Stopped
+from l2l.training.stop import TERMINATED, Stopped, on_sigterm, terminate
 
 if TYPE_CHECKING:
     pass
@@ -56,10 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     is not whole, or a cell of `benchmark` failed, 2 a mistake, 130 interrupted, 143 ended by SIGTERM."""
     try:
         args = parser().parse_args(argv)
-        code = args.run(args)
+        with on_sigterm(terminate) if args.command in RESUMES else nullcontext():
+            code = args.run(args)
         sys.stdout.flush()
         return int(code or 0)
-    except SystemExit as stop:  # argparse
+    except SystemExit as stop:  # argparse, or SIGTERM
+        if stop.code == TERMINATED:
+            print(f"l2l: ended by SIGTERM{RESUMES.get(args.command, '')}", file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else 2
     except InputError as error:
         return _fail(str(error))
@@ -67,7 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+        if error.errno in FULL:
+            if error.filename is None:  # of files all errors have a name
+                reason = f"the output: {reason}"
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            reason += f"; nothing that was written before is lost: make room{RESUMES.get(args.command, '')}"
+        return _fail(reason)
     except KeyboardInterrupt:
         print(f"l2l: interrupted{RESUMES.get(args.command, '')}", file=sys.stderr)
         return 130
@@ -77,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(reason: str) -> int:
-    print(f"l2l: error: {' '.join(reason.split())}", file=sys.stderr)
+    with suppress(OSError):  # where errors go may be full as well
+        print(f"l2l: error: {' '.join(reason.split())}", file=sys.stderr)
     return 2
 
 

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from l2l.data.durable import write_durably
+
 
 def printable(text: str) -> str:
     """Text for a terminal: what would steer it (escapes, changes of direction, half a surrogate) is spelt out."""
@@ -54,4 +56,4 @@ class BadRecords:
         """Write what was set aside as JSON lines (`file`, `record`, `reason`); nothing is written when all was well."""
         if self.found:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(asdict(bad)) + "\n" for bad in self.found), encoding="utf-8")
+            write_durably(path, "".join(json.dumps(asdict(bad)) + "\n" for bad in self.found).encode())

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2l.config import Config
+from l2l.data.durable import naming
 from l2l.data.images import digest
 from l2l.errors import BadRecords, InputError
 from l2l.generalised import GeneralisedScores, generalised_scores
@@ -286,7 +287,8 @@ def _save(run: Path, one: Evaluation) -> None:
     folder.mkdir(exist_ok=True)
     path = folder / f"{one.data}-{one.split}-{kind}.json"
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(one.to_json()) + "\n", encoding="utf-8")
+    with naming(path):
+        part.write_text(json.dumps(one.to_json()) + "\n", encoding="utf-8")
     os.replace(part, path)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 
 from l2l.config import Config
+from l2l.data.durable import append, remove_drafts, sync, write_durably
 from l2l.data.images import digest
 from l2l.data.read import DataSet, read
 from l2l.data.readable import readable
-from l2l.data.refer import write_whole
 from l2l.data.splits import Split
 from l2l.errors import BadRecords, InputError
 from l2l.evaluate import prepare_split, upsample
@@ -108,6 +107,7 @@ def label(
     pool, bank = prepare_split(samples, config, vocabulary_of(config, about, run), where, bad=bad)
 
     out.mkdir(parents=True, exist_ok=True)
+    remove_drafts(out)
     bad.write(out / SKIPPED)
     origin = _origin(run, about, dataset, pool, bank)
     _check_origin(out, origin)
@@ -143,14 +143,13 @@ def _label_rest(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Append what is missing. Batches are cut from the whole order, so a resumed call computes the same ones."""
-    with path.open("ab") as file:
+    with path.open("ab", buffering=0) as file:
         for rows in torch.arange(len(pool)).split(batch):
             if int(rows[-1]) < done:
                 continue
             lines = label_rows(network, rple, pool, rows, config, prior=prior)[max(0, done - int(rows[0])) :]
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+            append(file, "".join(json.dumps(line) + "\n" for line in lines).encode())
+            sync(file)
             if progress:
                 progress(int(rows[-1]) + 1, len(pool))
 
@@ -233,11 +232,13 @@ def summary(path: Path) -> dict[str, Any]:
 def _origin(run: Path, about: dict[str, Any], dataset: DataSet, pool: Pool, bank: PriorBank | None) -> dict[str, Any]:
     """All that the labels depend on."""
     order = hashlib.blake2b(json.dumps([pool.ids, pool.sentences]).encode(), digest_size=8)
-    given = hashlib.blake2b(pool.soft.numpy().tobytes() + pool.score.numpy().tobytes(), digest_size=8) if bank else None
+    given = hashlib.blake2b(digest_size=8)
+    for part in (*pool.soft.split(1024), pool.score) if bank else ():
+        given.update(part.contiguous().numpy())
     return {
         "run": about["hash"], "step": about["step"], "weights": digest(str(run / CHECKPOINT)), "data": dataset.name,
         "pairs_hash": order.hexdigest(), "prior": bank.name if bank else "",
-        "prior_simulated": bool(bank and bank.simulated), "prior_hash": given.hexdigest() if given else "",
+        "prior_simulated": bool(bank and bank.simulated), "prior_hash": given.hexdigest() if bank else "",
     }  # fmt: skip
 
 
@@ -247,14 +248,15 @@ def _check_origin(out: Path, origin: dict[str, Any]) -> None:
     try:
         before = json.loads((out / ABOUT).read_text(encoding="utf-8"))
         differs = [name for name, value in origin.items() if before.get(name) != value]
-    except (OSError, ValueError, AttributeError):
-        differs = [ABOUT]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError("what the labels here were made with cannot be read; choose another folder, or remove "
+                         f"{LABELS} to have them made anew", file=out / ABOUT) from error  # fmt: skip
     if differs:
         raise InputError(f"the labels here were made with another {differs[0]}; choose another folder", file=out)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
+    write_durably(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def _cut(path: Path, ids: list[str]) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from l2l.data.durable import naming
 
 
 def cache_folder() -> Path:
@@ -33,17 +36,38 @@ def cache_in(folder: Path) -> Iterator[None]:
 
 def cached(key: str, build: Callable[[], np.ndarray]) -> Tensor:
     """An array from the cache, memory-mapped, or built and put there; a damaged file is built again."""
+    return _kept(key, lambda file: np.save(file, build()))
+
+
+def cached_parts(key: str, shape: tuple[int, ...], dtype: type, build: Callable[[], Iterable[np.ndarray]]) -> Tensor:
+    """As `cached`, for tables that need not fit into memory: `build` makes their rows part by part, in order."""
+    def write(file: BinaryIO) -> None:
+        about = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, about)
+        rows = 0
+        for part in build():
+            assert part.shape[1:] == shape[1:] and part.dtype == dtype
+            file.write(np.ascontiguousarray(part).data)
+            rows += len(part)
+        assert rows == shape[0]
+
+    return _kept(key, write)
+
+
+def _kept(key: str, write: Callable[[BinaryIO], None]) -> Tensor:
     path = cache_folder() / f"{key}.npy"
     try:
         array = np.load(path, mmap_mode="c")
     except (OSError, ValueError, EOFError):
-        made = build()
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.save(file, made)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        try:
+            with naming(path), part.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
         array = np.load(path, mmap_mode="c")
     return torch.from_numpy(array)

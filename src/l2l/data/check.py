@@ -180,7 +180,8 @@ def _leaks(samples: Iterable[Sample], deep: bool) -> list[BadRecord]:
 
 def _unscorable(samples: Iterable[Sample]) -> list[BadRecord]:
     return [
-        _finding(sample, f"no mask is known in split {sample.split}")
+        _finding(sample, f"no mask is known in split {sample.split}; give it one, or move the line to "
+                 "a file for --unlabelled")
         for sample in samples
         if sample.targets is None and sample.split != "train"
     ]

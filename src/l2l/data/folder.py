@@ -125,13 +125,7 @@ def _read(
 
 def _lines(path: Path, bad: BadRecords) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of each line that is not blank."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError as error:
-        raise InputError("no such file", file=path) from error
-    except OSError as error:
-        raise InputError(f"cannot be read: {error}", file=path) from error
-    for number, text in enumerate(lines, start=1):
+    for number, text in enumerate(_texts(path), start=1):
         if not text.strip():
             continue
         try:
@@ -143,6 +137,18 @@ def _lines(path: Path, bad: BadRecords) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, line
         else:
             bad.add("not a JSON object", file=path, record=f"line {number}")
+
+
+def _texts(path: Path) -> Iterator[bytes]:
+    """The lines one by one, as `bytes.splitlines` cuts them: a list may be larger than memory likes."""
+    try:
+        with path.open("rb") as file:
+            for part in file:
+                yield from part.splitlines()
+    except FileNotFoundError as error:
+        raise InputError("no such file", file=path) from error
+    except OSError as error:
+        raise InputError(f"cannot be read: {error}", file=path) from error
 
 
 def sentences_of(line: dict[str, Any]) -> tuple[str, ...]:

@@ -57,7 +57,11 @@ def fingerprint(samples: Iterable[Sample]) -> str:
         masks = None if sample.targets is None else [target.to_coco() for target in sample.targets]
         pairs = list(sample.pairs())
         lines.append(json.dumps([sample.id, sample.image_id, sample.split, sample.size, pairs, masks]))
-    return hashlib.blake2b("\n".join(sorted(lines)).encode(), digest_size=8).hexdigest()
+    lines.sort()
+    found = hashlib.blake2b(digest_size=8)
+    for number, line in enumerate(lines):
+        found.update((b"\n" if number else b"") + line.encode())
+    return found.hexdigest()
 
 
 def read(

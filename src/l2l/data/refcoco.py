@@ -343,10 +343,12 @@ def _protocol(name: str, recipe: Recipe, root: Path, found: Found) -> list[str]:
             f"  l2l train --data {data} --split-file splits/{draw}.json --seed 0 --prior priors/{name} --method l2l "
             f"--size 480x480 --out runs/{draw}-l2l",
         ]
+    drawn = [rate for rate in RATES if images is None or labelled_images(rate, images)]
+    shown = 0.01 if 0.01 in drawn else max(drawn, default=0.01)
     tests = [split for split in recipe.known if split != "train"]
     return [
         *lines,
-        *(f"  l2l evaluate runs/{name}-1pct-seed0-l2l --split {split}" for split in tests),
+        *(f"  l2l evaluate runs/{name}-{100 * shown:g}pct-seed0-l2l --split {split}" for split in tests),
         "--method supervised needs no --prior. 480x480 is what published code sees; --steps and --device are yours to",
         "choose. A model that gives priors has often seen RefCOCO in its training: say so beside the numbers.",
     ]

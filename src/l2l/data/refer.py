@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from l2l.data.durable import write_whole
 from l2l.data.images import MAX_PIXELS, load
 from l2l.data.pickles import load_plain
 from l2l.errors import BadRecords, InputError
@@ -294,16 +295,6 @@ def read_json(path: Path) -> Any:
         raise InputError("no such file", file=path) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"not readable as JSON: {error}", file=path) from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old one or the whole new one."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def write_refer(out: Path, samples: Iterable[tuple[Sample, np.ndarray | None]], *, name: str = "l2l") -> None:

@@ -6,6 +6,7 @@ it can be read on any machine and done again on its own.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -146,6 +147,21 @@ def read_shard(
         ids.add(sample.id)
         keys.update(sample.sentence_ids)
         yield sample, picture
+
+
+def pictures_of(path: Path) -> dict[str, bytes]:
+    """All pictures of a shard by their names, `SHARD/NAME`; the shard that was asked for last is kept in memory.
+
+    Raises:
+        InputError: as `read_shard`; bad records are left out.
+    """
+    told = path.stat()
+    return _pictures_of(path, told.st_mtime_ns, told.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _pictures_of(path: Path, *_: int) -> dict[str, bytes]:
+    return {sample.image: picture for sample, picture in read_shard(path, bad=BadRecords(skip=True))}
 
 
 def shard_bytes(path: Path) -> bytes:

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
+from l2l.data.durable import write_durably
 from l2l.data.read import DataSet, fingerprint
-from l2l.data.refer import read_json, write_whole
+from l2l.data.refer import read_json
 from l2l.errors import InputError
 from l2l.sample import Sample
 
@@ -39,7 +40,7 @@ class Split:
     def save(self, path: Path) -> None:
         """Write it as JSON, one image per line, made to be committed."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps({**asdict(self), "hash": self.hash}, indent=1) + "\n").encode())
+        write_durably(path, (json.dumps({**asdict(self), "hash": self.hash}, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> Split:

@@ -6,7 +6,9 @@ content of the picture, the sentence and the source's fingerprint. So a store ca
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,9 @@ from l2l.errors import InputError
 from l2l.priors.prior import Prior, Source
 from l2l.sample import Sample, pair_key
 
-FILE = "priors.sqlite"
+FILE, LEFT = "priors.sqlite", "left"
+UNWRITTEN = {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_TRUNCATE,
+             sqlite3.SQLITE_IOERR_SHMSIZE}  # fmt: skip
 
 
 class PriorStore:
@@ -59,13 +63,20 @@ class PriorStore:
     def _damage(self) -> Iterator[None]:
         try:
             yield
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / FILE)) from error
+            if error.sqlite_errorcode in UNWRITTEN:
+                raise InputError(f"the prior store cannot be written ({error}); nothing that was written before is "
+                                 "lost: make room; the same command goes on", file=self.path / FILE) from error
+            raise InputError(f"the prior store is damaged or not writable: {error}", file=self.path / FILE) from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise InputError(f"the prior store is damaged or not writable: {error}", file=self.path / FILE) from error
 
     def about(self) -> dict[str, str]:
         """What was written with `describe`: the source's `name` and `fingerprint`."""
         with self._damage():
-            told = dict(self._db.execute("SELECT name, value FROM about"))
+            told = dict(self._db.execute("SELECT name, value FROM about WHERE name != ?", (LEFT,)))
         if not all(isinstance(part, str) for pair in told.items() for part in pair):
             raise InputError("no prior store of ours: what it says of its source is no text", file=self.path / FILE)
         return told
@@ -79,6 +90,17 @@ class PriorStore:
             raise InputError(f"this store holds priors of {whose}; give {source.name} its own", file=self.path)
         with self._damage(), self._db:
             self._db.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", mine.items())
+
+    def expect(self, left: int) -> None:
+        """Note how many pairs are to be asked about yet; `put` counts down."""
+        with self._damage(), self._db:
+            self._db.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (LEFT, str(left)))
+
+    def left(self) -> int:
+        """Of the last filling, the pairs that were not answered: 0 unless it was cut off, or the model gave none."""
+        with self._damage():
+            row = self._db.execute("SELECT value FROM about WHERE name = ?", (LEFT,)).fetchone()
+        return int(row[0]) if row and str(row[0]).isdecimal() else 0
 
     def __len__(self) -> int:
         with self._damage():
@@ -99,11 +121,22 @@ class PriorStore:
                     raise InputError(f"a damaged prior: {error}", file=self.path / FILE, record=key) from error
         return found
 
+    def known(self, keys: Sequence[str]) -> set[str]:
+        """Those of the keys that have a prior; the priors themselves are not read."""
+        found: set[str] = set()
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
+            marks = ",".join("?" * len(part))
+            with self._damage():
+                found.update(key for key, in self._db.execute(f"SELECT key FROM prior WHERE key IN ({marks})", part))
+        return found
+
     def put(self, items: Iterable[tuple[str, Prior]]) -> None:
         """Write priors, all or none of this call."""
         rows = [(key, json.dumps(prior.to_json(), separators=(",", ":"))) for key, prior in items]
         with self._damage(), self._db:
             self._db.executemany("INSERT OR REPLACE INTO prior VALUES (?, ?)", rows)
+            self._db.execute("UPDATE about SET value = MAX(0, value - ?) WHERE name = ?", (len(rows), LEFT))
 
     def close(self) -> None:
         """Close the file; a writer leaves it in a form that a read-only folder can serve."""
@@ -137,9 +170,10 @@ def fill(
     store.describe(source)
     pairs = [(sample, sentence) for sample in samples for sentence in sample.sentences]
     keys = keys_of(pairs, ImageDigests())
-    have = set(store.get(keys))
+    have = store.known(keys)
     todo = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in have}
     left = list(todo.items())
+    store.expect(len(left))
     yield len(keys) - len(left), len(keys)
     for start in range(0, len(left), batch):
         part = left[start : start + batch]

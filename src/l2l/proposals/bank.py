@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2l.data.cache import cached
+from l2l.data.cache import cached, cached_parts
 from l2l.data.images import digest, load
 from l2l.errors import BadRecords, InputError
 from l2l.priors.precomputed import Precomputed
@@ -37,6 +37,8 @@ class PriorBank:
     """Whose priors these are, as reports say it."""
     simulated: bool
     """Drawn from the truth, wholly or in part."""
+    left: int = 0
+    """Pairs that the store's source has not been asked about, or gave no answer to: its filling was cut off."""
 
 
 def read_priors(where: str | Path, samples: Sequence[Sample], *, bad: BadRecords | None = None) -> PriorBank:
@@ -46,7 +48,7 @@ def read_priors(where: str | Path, samples: Sequence[Sample], *, bad: BadRecords
         InputError: if there is nothing at `where`, it is damaged, or it knows none of the pairs.
     """
     path = Path(where)
-    pairs = [(sample, sentence) for sample in samples for sentence in sample.sentences]
+    pairs, left = [(sample, sentence) for sample in samples for sentence in sample.sentences], 0
     if path.is_file():
         source = Precomputed(path, bad=bad)
         priors = source.answer(pairs)
@@ -57,13 +59,13 @@ def read_priors(where: str | Path, samples: Sequence[Sample], *, bad: BadRecords
         keys = keys_of(pairs, ImageDigests())
         found = store.get(list(dict.fromkeys(keys)))
         priors = [found.get(key) or Prior(note="not in the store") for key in keys]
-        simulated = "simulated" in name
+        simulated, left = "simulated" in name, store.left()
         store.close()
     else:
         raise InputError("no prior store and no prior file here", file=path)
     if priors and all(prior.empty for prior in priors):
         raise InputError("holds no prior for any of these pairs", file=path)
-    return PriorBank(tuple(priors), name, simulated)
+    return PriorBank(tuple(priors), name, simulated, left)
 
 
 def soft_maps(
@@ -95,18 +97,16 @@ def _by_colours(
     about.update(image_of.numpy().tobytes() + repr((VERSION, size, tuple(images.shape))).encode())
     about.update(images[:: max(1, len(images) // 16)].numpy().tobytes())
 
-    def build() -> np.ndarray:
-        out = np.empty((len(priors), *size), np.uint8)
+    def build() -> Iterator[np.ndarray]:
         regions = region_bank(images)
         for start in range(0, len(priors), batch):
             rows = slice(start, start + batch)
             part = propose(priors[rows], images[image_of[rows]].float() / 255, size, regions[image_of[rows]])
-            out[rows] = (part * 255).round().to(torch.uint8).numpy()
+            yield (part * 255).round().to(torch.uint8).numpy()
             if progress:
                 progress(min(start + batch, len(priors)), len(priors))
-        return out
 
-    return cached(f"proposals-{about.hexdigest()}", build)
+    return cached_parts(f"proposals-{about.hexdigest()}", (len(priors), *size), np.uint8, build)
 
 
 def _by_sam(

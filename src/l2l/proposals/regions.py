@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2l.data.augment import Geometry
-from l2l.data.cache import cached
+from l2l.data.cache import cached_parts
 
 SCALES = (30.0, 100.0, 300.0)  # k, in levels of colour (0 to 255) x pixels: the larger, the larger the regions
 JITTER = 0.06  # standard deviation of each side of a prompt, as a share of the box
@@ -40,10 +40,9 @@ def region_bank(images: Tensor) -> Tensor:
     for part in images.split(256):
         about.update(part.contiguous().numpy().tobytes())
 
-    def build() -> np.ndarray:
-        return np.concatenate([oversegment(part).numpy() for part in images.split(64)])
-
-    return cached(f"regions-{about.hexdigest()}", build)
+    half = ((images.shape[2] + 1) // 2, (images.shape[3] + 1) // 2)
+    return cached_parts(f"regions-{about.hexdigest()}", (len(images), len(SCALES), *half), np.int16,
+                        lambda: (oversegment(part).numpy() for part in images.split(64)))  # fmt: skip
 
 
 def oversegment(images: Tensor) -> Tensor:

@@ -92,8 +92,9 @@ def _check_about(out: Path, about: dict[str, Any]) -> None:
     try:
         before = json.loads((out / ABOUT).read_text(encoding="utf-8"))
         differs = [name for name, value in about.items() if before.get(name) != value]
-    except (OSError, ValueError, AttributeError):
-        differs = [ABOUT]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError("what the results here were made with cannot be read; choose another folder, or remove all "
+                         "receipts to have them made anew", file=out / ABOUT) from error  # fmt: skip
     if differs:
         raise InputError(f"what is here was made with another {differs[0]}; choose another folder", file=out)
 

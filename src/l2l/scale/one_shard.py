@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from l2l.data.cache import cache_in
-from l2l.data.durable import write_durably
+from l2l.data.durable import naming, write_durably
 from l2l.data.readable import readable
 from l2l.data.shards import digest_of, read_shard, shard_bytes
 from l2l.errors import BadRecords, InputError
@@ -89,6 +89,8 @@ def do_shard(job: Job, work: Work, shard: Path, out: Path) -> dict[str, Any]:
         row = _do(job, work, shard, out)
     except (InputError, OSError, RuntimeError, MemoryError) as error:  # others are ours, and stop the job
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            kind, error = "", OSError(f"{error.filename}: {error.strerror}")
         row = {"state": "failed", "reason": " ".join(f"{kind}{error}".split())}
     return {"shard": shard.name, **row, "seconds": round(time.monotonic() - began, 3)}
 
@@ -102,7 +104,8 @@ def _do(job: Job, work: Work, shard: Path, out: Path) -> dict[str, Any]:
     if before is not None and not before["sums"].get("missed"):
         return {"state": "kept", **before["sums"], "skipped": before["skipped"]}
     attempts = out / f"{job.kind}-{shard.stem}{ATTEMPTS}"
-    with attempts.open("ab") as file:  # a byte for each attempt: who is killed in one cannot count it afterwards
+    with naming(attempts), attempts.open("ab") as file:
+        # A byte for each attempt: who is killed in one cannot count it afterwards.
         file.write(b".")
         if file.tell() > MOST_ATTEMPTS:
             raise InputError(f"whoever did this shard died, {MOST_ATTEMPTS} times", file=shard)
@@ -144,7 +147,8 @@ def _unpack(shard: Path, content: bytes, scratch: Path, bad: BadRecords) -> tupl
     for sample, picture in read_shard(shard, content=content, bad=bad):
         if sample.image not in files:
             file = scratch / f"{len(files)}{Path(sample.image).suffix}"
-            file.write_bytes(picture)
+            with naming(file):
+                file.write_bytes(picture)
             files[sample.image] = str(file)
         samples.append(dataclasses.replace(sample, image=files[sample.image]))
     return samples, {file: image for image, file in files.items()}

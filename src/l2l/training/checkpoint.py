@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l2l.data.durable import naming, sync_folder
 from l2l.errors import InputError
 
 
@@ -44,7 +46,11 @@ def like(value: Tensor, other: Tensor) -> Tensor:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON header, atomically: a reader sees the old file or the new one, never half of one."""
+    """Write tensors and a JSON header, atomically: a reader sees the old file or the new one, never half of one.
+
+    Raises:
+        OSError: as when there is no room; then the old file is as it was.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -52,11 +58,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(kept, part, metadata={"l2l": json.dumps(about)})
-        with part.open("rb+") as file:
+        with naming(path), part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except SafetensorError as error:  # no space, most likely
-        raise InputError(f"cannot write the checkpoint: {error}", file=path) from error
+        sync_folder(path.parent)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise InputError(f"cannot write the checkpoint: {error}", file=path) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -74,7 +84,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError as error:
         raise InputError("no checkpoint here", file=path) from error
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"a corrupt or truncated checkpoint: {error}", file=path) from error
+        raise InputError(f"a corrupt or truncated checkpoint ({error}); once it is removed, l2l train --resume makes "
+                         "it anew from the first step", file=path) from error  # fmt: skip
 
 
 def pack_optimiser(optimiser: torch.optim.Optimizer, names: Mapping[Tensor, str], prefix: str) -> dict[str, Tensor]:

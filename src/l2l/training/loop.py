@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from torch import nn
 
 from l2l.config import Config
-from l2l.data.refer import write_whole
+from l2l.data.durable import append, remove_drafts, sync, write_durably
+from l2l.data.refer import read_json
 from l2l.data.splits import Split
 from l2l.data.streams import seed_of
 from l2l.errors import InputError
@@ -214,6 +216,8 @@ def train(
         prepared = prepare(config, run=out if begun else None, preparing=preparing)
     if processes.main:
         _begin(out, asked, prepared, begun=begun)
+    if tell and processes.main and prepared.prior and prepared.prior.left:
+        tell(f"the prior store lacks {prepared.prior.left} pairs; the l2l prior that made it goes on with them")
     if config.train.method == "prior_only":
         return out
 
@@ -228,7 +232,7 @@ def train(
     metrics = out / METRICS if processes.main else Path(os.devnull)
     with (
         asked_to_stop() as stopping,
-        metrics.open("a", encoding="utf-8", buffering=1) as log,  # line by line: somebody may be watching
+        metrics.open("ab", buffering=0) as log,  # line by line: somebody may be watching
         tracking(track if processes.main else (), asked, out, step=run.step, tell=tell) as trackers,
     ):
         began, first = time.perf_counter(), run.step
@@ -247,6 +251,8 @@ def train(
                 _write(log, trackers, {"step": run.step, "probe": measure(probe.judged(run.parts, rple), probe.truth)})
             stopped = processes.anyone(stopping())
             if run.step % config.train.save_every == 0 or run.step == steps or stopped:
+                if processes.main:
+                    sync(log)  # before the checkpoint, whose steps it must have
                 run.save(out)
             if stopped and run.step < steps:
                 raise Stopped(run.step)
@@ -263,10 +269,11 @@ def _begin(out: Path, config: Config, prepared: Prepared, *, begun: bool) -> Non
     prepared.split.save(out / SPLIT)
     prepared.bad.write(out / "skipped.jsonl")
     about = _about(config, prepared) | _read_from(config, out, begun=begun)
-    write_whole(out / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
-    write_whole(out / CONFIG, config.to_text().encode())
+    write_durably(out / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
+    write_durably(out / CONFIG, config.to_text().encode())
     for stray in out.glob(f".{CHECKPOINT}.*.part"):  # of a process that was killed while it wrote
         stray.unlink(missing_ok=True)
+    remove_drafts(out)
 
 
 def train_step(run: Run) -> dict[str, float]:
@@ -368,12 +375,13 @@ def _read_from(config: Config, out: Path, *, begun: bool) -> dict[str, str]:
     """Which models the pretrained parts were read from: if they are in a checkpoint already, as it was said then."""
     if not (begun and (out / CHECKPOINT).exists() and (out / ABOUT).exists()):
         return identities(config.model)
-    told = json.loads((out / ABOUT).read_text(encoding="utf-8"))
+    told = read_json(out / ABOUT)
     return {part: told.get(part, "") for part in (BACKBONE, TEXT)}
 
 
-def _write(log: Any, trackers: Callable[[dict[str, Any]], None], value: dict[str, Any]) -> None:
-    log.write(json.dumps(value) + "\n")
+def _write(log: FileIO, trackers: Callable[[dict[str, Any]], None], value: dict[str, Any]) -> None:
+    value = {name: part for name, part in value.items() if part == part}  # NaN, what nobody knew, is no JSON
+    append(log, (json.dumps(value) + "\n").encode())
     trackers(value)
 
 
@@ -382,10 +390,10 @@ def _cut_metrics(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             break  # cut off in the middle of a line
-    write_whole(path, "".join(line + "\n" for line in kept).encode())
+    write_durably(path, "".join(line + "\n" for line in kept).encode())

@@ -1,10 +1,15 @@
-"""Losses: pure functions of logits and targets, float32."""
+"""Losses: pure functions of logits and targets, in float32 (or float64), whatever narrower format these come in: of a
+sum over a mask bfloat16 keeps two digits."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, accepted: Tensor | None = None) -> Tensor:
@@ -18,7 +23,8 @@ def segmentation_loss(logits: Tensor, target: Tensor, accepted: Tensor | None = 
     Returns:
         (B,) float32.
     """
-    weight = torch.ones_like(target) if accepted is None else accepted
+    logits, target = _wide(logits), _wide(target)
+    weight = torch.ones_like(target) if accepted is None else _wide(accepted)
     total = weight.sum((1, 2))
     cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     cross = (cross * weight).sum((1, 2)) / total.clamp_min(1.0)
@@ -36,5 +42,5 @@ def reliability_loss(logits: Tensor, iou: Tensor, valid: Tensor) -> Tensor:
     Args:
         logits: (B,). iou: (B,) in [0, 1]. valid: (B,) bool.
     """
-    each = F.binary_cross_entropy_with_logits(logits, iou, reduction="none")
+    each = F.binary_cross_entropy_with_logits(_wide(logits), _wide(iou), reduction="none")
     return (each * valid).sum() / valid.sum().clamp_min(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,13 +15,16 @@ from torch import Tensor
 
 from l2l.data import images as image_files
 from l2l.data.augment import Geometry, mirror_sentence
-from l2l.data.cache import cached
+from l2l.data.cache import cached_parts
 from l2l.data.streams import seed_of
 from l2l.errors import InputError
 from l2l.model.text import Vocabulary
 from l2l.model.vision import DEVIATION, MEAN
 from l2l.proposals.proposal import Proposals
 from l2l.sample import Sample
+
+TOGETHER = 64
+"""Pictures that are decoded and in memory at once while a table of them is made."""
 
 
 def normalise(image: Tensor) -> Tensor:
@@ -173,11 +176,13 @@ def load_images(
     def one(name: str) -> Tensor:
         return resize(image_files.load(name), size)
 
-    def build() -> np.ndarray:
+    def build() -> Iterator[np.ndarray]:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as workers:
-            return np.stack([tensor.numpy() for tensor in workers.map(one, names)])
+            for start in range(0, len(names), TOGETHER):
+                yield np.stack([tensor.numpy() for tensor in workers.map(one, names[start : start + TOGETHER])])
 
-    table = cached(f"images-{size[0]}x{size[1]}-{len(names)}-{key:016x}", build)
+    name = f"images-{size[0]}x{size[1]}-{len(names)}-{key:016x}"
+    table = cached_parts(name, (len(names), 3, *size), np.uint8, build)
     return table, {name: row for row, name in enumerate(names)}
 
 
@@ -198,7 +203,7 @@ def build_pool(
     image_of: list[int] = []
     ref_of: list[int] = []
     sentences: list[str] = []
-    masks = torch.zeros(len(samples), *cells, dtype=torch.uint8)
+    masks = torch.zeros(len(samples) if labelled else 1, *cells, dtype=torch.uint8)
     known = torch.zeros(len(samples), dtype=torch.bool)
     of_image: dict[int, list[int]] = {}
     for ref, sample in enumerate(samples):
@@ -225,7 +230,8 @@ def build_pool(
         samples=tuple(samples), size=size, images=images, image_of=torch.tensor(image_of), ref_of=torch.tensor(ref_of),
         tokens=vocabulary.encode(sentences, words),
         mirrored=vocabulary.encode([new or old for new, old in zip(mirrored, sentences, strict=True)], words),
-        mirrorable=torch.tensor([new is not None for new in mirrored]), rival=rival, masks=masks, labelled=known,
+        mirrorable=torch.tensor([new is not None for new in mirrored]), rival=rival,
+        masks=masks.expand(len(samples), *cells), labelled=known,
         soft=torch.full((1, 1, 1), 128, dtype=torch.uint8).expand(count, *cells), score=torch.zeros(count),
         present=torch.zeros(count, dtype=torch.bool), pairs_of=tuple(pairs_of), device=device,
         vocabulary=vocabulary,

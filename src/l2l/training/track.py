@@ -29,7 +29,8 @@ def check_trackers(names: Sequence[str]) -> None:
         for package in ("accelerate", name):
             if importlib.util.find_spec(package) is None:
                 more = "" if name == "tensorboard" else f" {name}"
-                raise InputError(f"the tracker {name} needs {package}: pip install 'l2l[track]'{more}")
+                how = f"pip install -e '.[track]' -c constraints.txt{more}"
+                raise InputError(f"the tracker {name} needs {package}: {how}")
 
 
 @contextmanager
