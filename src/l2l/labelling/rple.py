@@ -122,7 +122,7 @@ def policy_gradient(
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor) -> Tensor:
     """Numbers in [0, 1), drawn on the CPU wherever they go: the same actions on every device."""
-    return torch.rand(shape, generator=generator).to(like)
+    return torch.rand(shape, generator=generator).to(like.device)
 
 
 def bernoulli_entropy(logits: Tensor) -> Tensor:

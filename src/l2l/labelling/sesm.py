@@ -74,7 +74,7 @@ def hard_iou(a: Tensor, b: Tensor) -> Tensor:
 
 def entropy(p: Tensor) -> Tensor:
     """Entropy of Bernoulli probabilities, in bits: 0 when sure, 1 at 0.5."""
-    p = p.clamp(1e-6, 1 - 1e-6)
+    p = p.float().clamp(1e-6, 1 - 1e-6)
     return -(p * p.log2() + (1 - p) * (1 - p).log2())
 
 
@@ -123,7 +123,8 @@ class Judge(nn.Module):
 
     def forward(self, facts: Tensor) -> Tensor:
         """(B, N) -> (B,) float32."""
-        return facts.float() @ self.weights[:-1] + self.weights[-1]
+        # no matrix product: under autocast that is bfloat16
+        return (facts.float() * self.weights[:-1]).sum(-1) + self.weights[-1]
 
     @property
     def weights(self) -> Tensor:
