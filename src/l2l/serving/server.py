@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -15,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from l2l.data.images import digest
 from l2l.errors import InputError
-from l2l.exchange.labels import read_labels
+from l2l.exchange.labels import read_labels, unfinished
 from l2l.predict import Predictor
 from l2l.serving.app import About, create_app
 from l2l.serving.guard import LOCAL
@@ -27,11 +29,12 @@ from l2l.training.loop import CHECKPOINT
 from l2l.training.prepare import choose_sam
 
 HEAD_SECONDS = 10.0
+M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def serve(
     run: Path, *, host: str = "127.0.0.1", port: int = 8321, device: str | None = None, labels: Path | None = None,
-    review: Path | None = None, limits: Limits | None = None, token: str = "",
+    review: Path | None = None, images: Path | None = None, limits: Limits | None = None, token: str = "",
 ) -> None:
     """Serve a run until SIGTERM or Ctrl-C.
 
@@ -42,15 +45,19 @@ def serve(
         device: torch device; the run's own if not given.
         labels: the folder for what people correct.
         review: the folder that `l2l label` wrote, to be looked through at `/review`.
+        images: where its pictures are, if not where they were.
         limits: what one client may ask for.
         token: what clients must know; that of `L2L_TOKEN` if not given.
 
     Raises:
         InputError: if there is no run, or labels cannot be written. OSError: if the port cannot be had.
     """
+    _one_heap()
     limits = limits or Limits()
     token = token or os.environ.get("L2L_TOKEN", "")
-    queue = Queue(read_labels(review)) if review else None
+    if review and (said := unfinished(review)):
+        print(said, file=sys.stderr)
+    queue = Queue(read_labels(review, images=images)) if review else None
     predictor, about = open_run(run, device)
     folder = LabelFolder(labels) if labels else None
     names = [name.strip() for name in os.environ.get("L2L_HOSTS", "").split(",") if name.strip()]
@@ -70,6 +77,13 @@ def serve(
         # uvicorn raises SIGTERM once more when all is finished; only then does this one see it.
         signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
         server.run(sockets=[listener])
+
+
+def _one_heap() -> None:
+    """All threads share one heap. glibc gives each its own, which keeps what it once had: memory climbs until the heap
+    of every thread that decodes has seen the largest pictures. Elsewhere nothing is changed."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def open_run(run: Path, device: str | None = None) -> tuple[Predictor, About]:
