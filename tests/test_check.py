@@ -112,7 +112,9 @@ def test_an_id_for_two_files(samples: list[Sample]) -> None:
 
 
 def test_a_split_to_score_needs_masks(samples: list[Sample]) -> None:
-    assert problems([*samples[:2], samples[3]], replace(samples[2], targets=None)) == ["no mask is known in split val"]
+    assert problems([*samples[:2], samples[3]], replace(samples[2], targets=None)) == [
+        "no mask is known in split val; give it one, or move the line to a file for --unlabelled"
+    ]
 
 
 def test_one_sentence_for_two_things_is_a_note(samples: list[Sample]) -> None:

@@ -76,10 +76,10 @@ def test_the_script_is_printed(shell: str, capsys: pytest.CaptureFixture[str]) -
 
 def test_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
-    with pytest.raises(InputError, match=r"l2l\[completion\]"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[completion\]'"):
         completion.script(parser(), "bash")
     assert main(["--print-completion", "bash"]) == 2
-    assert "l2l[completion]" in capsys.readouterr().err
+    assert ".[completion]" in capsys.readouterr().err
 
 
 # --- help -------------------------------------------------------------------------------------------------------------

@@ -127,7 +127,8 @@ def png_of(mask: np.ndarray) -> str:
 
 def test_pages_are_whole_and_bring_nothing_from_elsewhere(labels: Path, tmp_path: Path) -> None:
     with client(labels, tmp_path / "kept", token="secret") as http:
-        for path, media in (("/", "html"), ("/review", "html"), ("/page.js", "javascript"), ("/page.css", "css")):
+        for path, media in (("/", "html"), ("/review", "html"), ("/page.js", "javascript"), ("/page.css", "css"),
+                            ("/try.js", "javascript"), ("/review.js", "javascript")):  # fmt: skip
             reply = http.get(path)  # pages hold nothing secret: they ask for the token themselves
             assert reply.status_code == 200 and media in reply.headers["content-type"]
             policy = reply.headers["content-security-policy"]
@@ -148,12 +149,15 @@ def test_pages_are_whole_and_bring_nothing_from_elsewhere(labels: Path, tmp_path
 
 def test_every_id_the_script_asks_for_is_in_its_page() -> None:
     folder = files("l2l") / "serving" / "page"
-    script = (folder / "page.js").read_text(encoding="utf-8")
-    start, end = script.index("function tryPage"), script.index("function reviewPage")
-    for name, part in (("try.html", script[:end]), ("review.html", script[:start] + script[end:])):
-        known = set(re.findall(r'id="([\w-]+)"', (folder / name).read_text(encoding="utf-8")))
-        wanted = set(re.findall(r'\$\("([\w-]+)"\)', part))
-        assert wanted <= known, (name, wanted - known)
+    for name in ("try", "review"):
+        page = (folder / f"{name}.html").read_text(encoding="utf-8")
+        script = "".join((folder / f"{part}.js").read_text(encoding="utf-8") for part in ("page", name))
+        assert page.index("/page.js") < page.index(f"/{name}.js")
+        known, wanted = set(re.findall(r'id="([\w-]+)"', page)), set(re.findall(r'\$\("([\w-]+)"\)', script))
+        assert len(wanted) > 10 and wanted <= known, (name, wanted - known)
+        buttons = re.search(r"const buttons = \{(.*?)\}", script, re.DOTALL)
+        for key in re.findall(r"(\w+):", buttons[1]) if buttons else ():
+            assert f'<button type="button" id="{key}"' in page, key
 
 
 def test_without_review_there_is_none(tmp_path: Path) -> None:
@@ -238,11 +242,34 @@ def test_what_is_decided_survives_a_restart(labels: Path, tmp_path: Path) -> Non
     assert np.array_equal(target.decode(), painted)
 
 
+def test_a_decision_can_be_taken_back(labels: Path, tmp_path: Path) -> None:
+    kept, painted = tmp_path / "kept", np.eye(180, 120, dtype=bool)
+    with client(labels, kept) as http:
+        before = from_png(http.get("/review/item/1").json()["mask"])
+        http.post("/review/item/0", json={"id": "odd", "verdict": "accept"})
+        http.post("/review/item/1", json={"id": "tie", "verdict": "accept", "mask": png_of(painted)})
+        assert http.post("/review/item/1", json={"id": "tie", "verdict": "open"}).json() == {"id": "tie"}
+        assert http.post("/review/item/3", json={"id": "gone", "verdict": "open"}).status_code == 200  # no picture
+        refused(http.post("/review/item/1", json={"id": "odd", "verdict": "open"}), 409, "another pair")
+        both = {"id": "tie", "verdict": "open", "mask": png_of(painted)}
+        refused(http.post("/review/item/1", json=both), 422, "mask")
+        refused(http.post("/label", json={"image": "", "sentence": "x", "verdict": "open"}), 422, "verdict")
+    with client(labels, kept) as http:
+        decided = {one["id"]: one["decided"] for one in http.get("/review/queue").json()["pairs"]}
+        assert decided == {"odd": "accept", "tie": None, "wide": None, "gone": None, "sure": None}
+        item = http.get("/review/item/1").json()
+        assert item["decided"] is None and np.array_equal(from_png(item["mask"]), before)  # painted over no more
+    assert {sample.id for sample in l2l.read(kept).samples} == {"odd"}
+    assert len((kept / CORRECTIONS).read_text().splitlines()) == 4  # nothing that was said is lost
+
+
 def test_review_needs_a_place_for_decisions(labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from l2l.cli import main
 
     assert main(["serve", str(tmp_path), "--review", str(labels)]) == 2
     assert "--review needs --labels" in capsys.readouterr().err
+    assert main(["serve", str(tmp_path), "--images", str(labels)]) == 2
+    assert "--images is for --review" in capsys.readouterr().err
     assert main(["serve", str(tmp_path), "--review", str(tmp_path / "no"), "--labels", str(tmp_path / "kept")]) == 2
     assert "l2l label" in capsys.readouterr().err
 
@@ -421,6 +448,49 @@ def test_review_in_a_browser(labels: Path, tmp_path: Path, browser: Browser) -> 
     assert tie["repainted"] and mask[144, 84] and not mask[162, 90] and not mask[54, 40] and mask[80, 40]
     expected = [one for one in browser.complaints if "404" not in one]
     assert not expected, expected
+
+
+def test_take_back_and_look_closer_in_a_browser(labels: Path, tmp_path: Path, browser: Browser) -> None:
+    shots = Path(os.environ.get("L2L_SHOTS", tmp_path))
+    kept = tmp_path / "kept"
+    with serving(application(labels, kept)) as url:
+        browser.call("Page.navigate", url=f"{url}/review")
+        browser.wait("document.getElementById('picture')?.alt?.includes('script')")
+        browser.press("u")
+        browser.wait("document.getElementById('message').textContent.includes('Nothing was decided here yet')")
+        browser.press("r")
+        browser.wait("document.getElementById('picture').alt.includes('turned')")
+        browser.press("u")  # by mistake: back to the pair, and it is open
+        browser.wait("document.getElementById('picture').alt.includes('script')")
+        browser.wait("document.getElementById('message').textContent.includes('Not decided any more')")
+        assert browser.value("document.getElementById('progress').textContent") == "0 of 5, 0 rejected"
+        assert browser.value("document.getElementById('decided').hidden")
+        browser.press("a")
+        browser.wait("document.getElementById('picture').alt.includes('turned')")
+        wide = "document.getElementById('stage').getBoundingClientRect().width"
+        before = browser.value(wide)
+        for key in "+=+":
+            browser.press(key)
+        assert abs(browser.value(wide) / before - 1.5**3) < 0.02
+        assert browser.value("(({ scrollHeight, clientHeight }) => scrollHeight > clientHeight)(frame)")
+        assert browser.value("frame.scrollTop") > 0  # the middle stays in the middle
+        browser.press("e")
+        browser.drag("#frame", (0.5, 0.5), (0.52, 0.5))  # what is painted is where the pointer is, zoomed or not
+        browser.picture(shots / "zoomed.png")
+        for key in "---":
+            browser.press(key)
+        assert browser.value(wide) == before and not browser.value("document.querySelector('.zoomed')")
+        browser.press("a")
+        browser.wait("document.getElementById('picture').alt.includes('wide')")
+    lines = [json.loads(line) for line in (kept / CORRECTIONS).read_text().splitlines()]
+    assert [(line["id"], line["verdict"]) for line in lines] == [
+        ("odd", "reject"), ("odd", "open"), ("odd", "accept"), ("tie", "accept")
+    ]  # fmt: skip
+    first = np.zeros((180, 120), bool)
+    first[45:90, 30:60] = True
+    added = np.argwhere(Rle.from_coco(lines[-1]["mask"]).decode() & ~first)
+    assert len(added) and np.abs(added - (90, 61)).max() < 14  # a stroke in the middle of the picture
+    assert not browser.complaints, browser.complaints
 
 
 def test_try_in_a_browser(labels: Path, tmp_path: Path, browser: Browser) -> None:

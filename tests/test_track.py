@@ -176,10 +176,10 @@ def test_names_and_packages_are_checked_first(
         check_trackers(["mlflow"])
     monkeypatch.setattr(track.importlib.util, "find_spec", lambda name: None if name == "wandb" else name)
     check_trackers(["tensorboard", "trackio"])
-    with pytest.raises(InputError, match=r"wandb needs wandb: pip install 'l2l\[track\]' wandb"):
+    with pytest.raises(InputError, match=r"wandb needs wandb: pip install -e '\.\[track\]' -c constraints\.txt wandb"):
         check_trackers(["wandb"])
     monkeypatch.setattr(track.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"tensorboard needs accelerate: pip install 'l2l\[track\]'$"):
+    with pytest.raises(InputError, match=r"tensorboard needs accelerate: pip install -e '\.\[track\]' -c \S+$"):
         check_trackers(["tensorboard"])
     out = str(tmp_path / "run")
     assert main(["train", "--data", "scenes", "--out", out, "--track", "tensorboard,trackio", "--track", "wandb"]) == 2

@@ -38,7 +38,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     try:
         import shtab
     except ImportError as error:
-        raise InputError("completion needs shtab: pip install 'l2l[completion]'") from error
+        raise InputError("completion needs shtab: pip install -e '.[completion]' -c constraints.txt") from error
     from l2l.benchmark_suites import SUITES
     from l2l.config import MethodName
     from l2l.training.track import TRACKERS

@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from l2l.data.durable import write_whole
 from l2l.data.images import load
-from l2l.data.refer import write_whole
 from l2l.errors import InputError
 from l2l.evaluate import upsample
 from l2l.model.words import vocabulary_of

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from l2l.data.durable import write_whole
 from l2l.data.images import MAX_PIXELS
-from l2l.data.refer import MALFORMED, plain_path, read_json, reason, write_whole
+from l2l.data.refer import MALFORMED, plain_path, read_json, reason
 from l2l.errors import BadRecords, InputError
 from l2l.exchange.corrected import Correction
 from l2l.exchange.labels import REFERENT, Label

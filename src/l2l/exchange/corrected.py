@@ -1,8 +1,9 @@
 """What came back from an annotation tool, as a data set that `l2l train --data` reads.
 
 The folder holds `metadata.jsonl` (the corrected pairs, with masks), `unlabelled.jsonl` (the pairs that nobody looked
-at), `rejected.jsonl` (what was rejected, and why) and the pictures. The last two lists have the form that
-`l2l train --unlabelled` reads.
+at), `rejected.jsonl` (what is not to be learned from, and why) and the pictures. The last two lists have the form that
+`l2l train --unlabelled` reads. A picture that is of another split than `train` in the data set with the first masks
+stays there, with all that is said of it; pairs of it that nobody looked at are among the rejected.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from l2l.data.durable import write_whole
 from l2l.data.read import DataSet
-from l2l.data.refer import plain_path, write_whole
+from l2l.data.refer import plain_path
 from l2l.errors import BadRecords, InputError
 from l2l.exchange.labels import Label, picture_names, place_pictures
 from l2l.rle import Rle
@@ -80,14 +82,19 @@ def write_corrected(
     if not masks and not rejected:
         first = f"; the first was set aside because: {bad.found[0].reason}" if bad.found else ""
         raise InputError(f"nothing in it belongs to these labels{first}", file=file)
-    records, said, rest = [], [], []
+    splits = {abspath(one.image): one.split for one in also.samples if one.split != "train"} if also else {}
+    records, said, rest, held = [], [], [], 0
     for label in labels:
+        split = splits.get(abspath(label.image), "train")
         if label.id in masks:
-            records.append(_record(label, masks[label.id]))
+            records.append(_record(label, masks[label.id], split))
         elif label.id in rejected:
             said.append({**_pair(label), "reason": rejected[label.id]})
-        else:
+        elif split == "train":
             rest.append(_pair(label))
+        else:
+            held += 1
+            said.append({**_pair(label), "reason": f"nobody looked at it, and its picture is of split {split}"})
     pictures = {label.file_name: label.image for label in labels}
     named = {abspath(label.image): label.file_name for label in labels}
     more = _labelled(also, records, named, pictures) if also else []
@@ -99,7 +106,7 @@ def write_corrected(
     for name, lines in ((UNLABELLED, rest), (REJECTED, said), (METADATA, [*more, *records])):
         write_whole(out / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
     bad.write(out / SKIPPED)
-    return Imported(len(records), len(said), len(rest), len(more), len(bad.found))
+    return Imported(len(records), len(said) - held, len(rest) + held, len(more), len(bad.found))
 
 
 def _gather(
@@ -143,10 +150,10 @@ def _pair(label: Label) -> dict[str, Any]:
     return {"image": label.file_name, "sentence": label.sentence, "id": label.id}
 
 
-def _record(label: Label, mask: Rle) -> dict[str, Any]:
+def _record(label: Label, mask: Rle, split: str) -> dict[str, Any]:
     return {
         "file_name": label.file_name, "id": label.id, "sentences": [label.sentence], "sentence_ids": [label.id],
-        "split": "train", "masks": [mask.to_coco()] if mask.area() else [],
+        "split": split, "masks": [mask.to_coco()] if mask.area() else [],
     }  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from l2l.data.refer import plain_path, write_whole
+from l2l.data.durable import write_whole
+from l2l.data.refer import plain_path
 from l2l.errors import BadRecords, InputError
 from l2l.exchange.coco import coco_content, corrections_of
 from l2l.exchange.corrected import Correction

@@ -15,8 +15,9 @@ from urllib.parse import quote
 
 import numpy as np
 
+from l2l.data.durable import write_whole
 from l2l.data.images import MAX_PIXELS
-from l2l.data.refer import MALFORMED, read_json, reason, write_whole
+from l2l.data.refer import MALFORMED, read_json, reason
 from l2l.errors import BadRecords, InputError
 from l2l.exchange import brush
 from l2l.exchange.corrected import Correction

@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from l2l.data.durable import write_whole
 from l2l.data.images import SCENES, load, opened, size
-from l2l.data.refer import MALFORMED, plain_path, plain_text, reason, write_whole
-from l2l.errors import InputError
+from l2l.data.refer import MALFORMED, plain_path, plain_text, reason
+from l2l.data.shards import SUFFIXES, pictures_of
+from l2l.errors import InputError, printable
 from l2l.rle import Rle
 
 MOVED = "; --images says where the pictures are now"
+IN_SHARDS = "; --images says where the shards are"
 REFERENT = "referent"
 """The one category of all exports: what the sentence means."""
 
@@ -33,7 +36,7 @@ class Label:
     id: str
     """Sentence id, unique in its folder."""
     image: str
-    """Where the picture is: a path, or `scenes:WORLD:SEED:INDEX`."""
+    """Where the picture is: a path, also one into a shard (`.tar/NAME`, `.parquet/NAME`), or `scenes:...:INDEX`."""
     file_name: str
     """The picture's name for other tools: relative, with forward slashes, one for each picture."""
     sentence: str
@@ -51,36 +54,35 @@ class Label:
 
 
 def read_labels(labels: Path, *, images: Path | None = None) -> list[Label]:
-    """Read a label folder, or one `labels.jsonl`.
+    """Read a label folder, or one `labels.jsonl`; of `l2l label --shards`, `labels-SHARD.jsonl` of all shards.
 
     Pictures are named relative to the folder that holds them all, so the names do not depend on which of them are
-    exported; drawn ones are `scenes-WORLD-SEED-INDEX.png`.
+    exported; drawn ones are `scenes-WORLD-SEED-INDEX.png`, those of shards `SHARD.tar/NAME`.
 
     Args:
         labels: the folder that `l2l label` wrote, or its file.
-        images: names are relative to this folder instead, and pictures that have moved are looked for in it.
+        images: names are relative to this folder instead, and pictures that have moved are looked for in it. Shards
+            are looked for in it in any case: their labels do not say where they were.
 
     Raises:
         InputError: if there are no labels, or a line is damaged; it names file and line.
     """
     path = labels / "labels.jsonl" if labels.is_dir() else labels
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError as error:
-        raise InputError("no such file; it is what `l2l label` writes", file=path) from error
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=path) from error
+    paths = [path]
+    if labels.is_dir() and not path.exists():
+        paths = sorted(labels.glob("labels-*.jsonl")) or paths
     records: dict[str, dict[str, Any]] = {}
-    for number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        try:
-            record = _record(json.loads(text))
-            if record["id"] in records:
-                raise InputError(f"a second label with the id {record['id']}")
-        except MALFORMED as error:
-            raise InputError(reason(error), file=path, record=f"line {number}") from error
-        records[record["id"]] = record
+    for path in paths:
+        for number, text in enumerate(_lines(path), start=1):
+            if not text.strip():
+                continue
+            try:
+                record = _record(json.loads(text))
+                if record["id"] in records:
+                    raise InputError(f"a second label with the id {record['id']}")
+            except MALFORMED as error:
+                raise InputError(reason(error), file=path, record=f"line {number}") from error
+            records[record["id"]] = record
     if not records:
         raise InputError("no labels in it", file=path)
     names = picture_names({record["image"] for record in records.values()}, images)
@@ -89,6 +91,24 @@ def read_labels(labels: Path, *, images: Path | None = None) -> list[Label]:
         address, name = names[record["image"]]
         found.append(Label(**(record | {"image": address, "file_name": name})))
     return found
+
+
+def unfinished(labels: Path) -> str:
+    """What to tell of a folder whose pairs are not all labelled, as after a kill; nothing of one that is whole."""
+    try:
+        finished = json.loads((labels / "about.json").read_bytes())["finished"]
+    except (OSError, *MALFORMED):  # a file of labels alone says nothing of itself
+        return ""
+    return "" if finished else f"l2l: {printable(str(labels))} lacks pairs; the same l2l label goes on with them"
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().split(b"\n")
+    except FileNotFoundError as error:
+        raise InputError("no such file; it is what `l2l label` writes", file=path) from error
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path) from error
 
 
 def _record(line: Any) -> dict[str, Any]:
@@ -108,7 +128,8 @@ def _record(line: Any) -> dict[str, Any]:
 
 def picture_names(addresses: set[str], images: Path | None) -> dict[str, tuple[str, str]]:
     """(where it is, what it is called) of each picture; see `read_labels`."""
-    files = {one: os.path.abspath(one) for one in addresses if not one.startswith(SCENES)}
+    packed = {one for one in addresses if _shard_of(one) and not Path(one).is_absolute()}
+    files = {one: os.path.abspath(one) for one in addresses - packed if not one.startswith(SCENES)}
     root = os.path.commonpath([os.path.dirname(file) for file in files.values()]) if files else ""
     if images is not None:
         wanted = os.path.abspath(images)
@@ -116,7 +137,9 @@ def picture_names(addresses: set[str], images: Path | None) -> dict[str, tuple[s
             root = wanted
     named = {}
     for one in sorted(addresses):
-        if one in files:
+        if one in packed:
+            named[one] = (str((images or Path()) / one), plain_path(one))
+        elif one in files:
             name = Path(os.path.relpath(files[one], root)).as_posix()
             named[one] = (str(images / name) if images is not None else one, name)
         else:
@@ -132,11 +155,14 @@ def picture_bytes(label: Label) -> bytes:
     """The picture's file as it is; a drawn one as PNG. Raises `InputError` if it is missing or has another size."""
     if label.image.startswith(SCENES):
         return _drawn(label.image)
-    _plain_file(Path(label.image))
-    try:
-        found = Path(label.image).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}{MOVED}", file=label.image, record=label.id) from error
+    if _shard_of(label.image):
+        found = _packed(label.image)
+    else:
+        _plain_file(Path(label.image))
+        try:
+            found = Path(label.image).read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}{MOVED}", file=label.image, record=label.id) from error
     with opened(label.image, found) as picture:
         if sorted(picture.size) != sorted(label.size):
             raise InputError(
@@ -162,6 +188,9 @@ def place_pictures(pictures: Mapping[str, str], folder: Path) -> None:
         if address.startswith(SCENES):
             write_whole(path, _drawn(address))
             continue
+        if _shard_of(address):
+            write_whole(path, _packed(address))
+            continue
         source = Path(address).resolve()
         if source.exists():  # what is shared has to be a picture: labels may come from a stranger and name any file
             _plain_file(source)
@@ -184,6 +213,27 @@ def _plain_file(path: Path) -> None:
     """Raises `InputError` for a device, a pipe or a folder, which may have no end."""
     if path.exists() and not path.is_file():
         raise InputError("not a picture's file", file=path)
+
+
+def _shard_of(address: str) -> Path | None:
+    """The shard that holds a picture; none if it is a file of its own."""
+    for folder in Path(address).parents:
+        if folder.suffix in SUFFIXES.values() and not folder.is_dir():
+            return folder
+    return None
+
+
+def _packed(address: str) -> bytes:
+    """A picture out of its shard. Raises `InputError` if one of them is not there."""
+    shard = _shard_of(address)
+    assert shard is not None
+    if not shard.is_file():
+        raise InputError(f"no such shard{IN_SHARDS}", file=shard)
+    name = f"{shard.name}/{Path(address).relative_to(shard).as_posix()}"
+    found = pictures_of(shard).get(name)
+    if found is None:
+        raise InputError("no such picture in its shard; are these the shards that were labelled?", file=address)
+    return found
 
 
 def _drawn(address: str) -> bytes:

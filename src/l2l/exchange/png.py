@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from l2l.data.durable import write_whole
 from l2l.data.folder import _mask
-from l2l.data.refer import MALFORMED, plain_path, reason, write_whole
+from l2l.data.refer import MALFORMED, plain_path, reason
 from l2l.errors import BadRecords, InputError
 from l2l.exchange.corrected import Correction
 from l2l.exchange.labels import Label

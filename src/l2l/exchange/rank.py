@@ -33,7 +33,7 @@ from typing import Literal
 
 import numpy as np
 
-from l2l.data.refer import write_whole
+from l2l.data.durable import write_whole
 from l2l.errors import InputError
 from l2l.exchange.labels import Label
 

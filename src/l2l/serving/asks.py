@@ -60,7 +60,9 @@ class Decision(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     id: str = Field(description="Of the pair, as the queue told it; 409 if another pair has this number by now.")
-    verdict: Literal["accept", "reject"] = Field(description="Whether the mask is right.")
+    verdict: Literal["accept", "reject", "open"] = Field(
+        description="Whether the mask is right; open takes back what was decided, repainting too."
+    )  # fmt: skip
     mask: str | None = Field(None, description="Where it was repainted: a PNG in base64, of the picture's size.")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from l2l.errors import InputError
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart")
-TEXT, EXAMPLE = "a run behind HTTP, and as a model in Label Studio", "l2l serve runs/a --port 8321 --labels corrected"
+TEXT = "a run behind HTTP, and as a model in Label Studio"
+EXAMPLE = "l2l serve runs/a --port 8321 --labels corrections --review labels"
 
 
 def serve_options(one: argparse.ArgumentParser) -> None:
@@ -27,6 +28,9 @@ def serve_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--review", type=Path, metavar="DIR",
                      help="what `l2l label` wrote, to be looked through at /review; decisions go to "
                      "--labels")  # fmt: skip
+    one.add_argument("--images", type=Path, metavar="DIR",
+                     help="where the pictures of --review are, if not where they were; of labels of shards, the "
+                     "shards")  # fmt: skip
     one.add_argument("--max-pixels", type=int, default=25_000_000, metavar="N", help="of a picture (25000000)")
     one.add_argument("--max-sentences", type=int, default=64, metavar="N", help="in a request (64)")
     one.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds of a request (30)")
@@ -44,6 +48,8 @@ def serve(args: argparse.Namespace) -> None:
         raise InputError("--token takes a secret that is not empty; leave it out to ask for none")
     if args.review is not None and args.labels is None:
         raise InputError("--review needs --labels DIR, where what is decided is kept")
+    if args.images is not None and args.review is None:
+        raise InputError("--images is for --review: it says where the pictures to look at are")
     from l2l.commands import check_device
     from l2l.serving.limits import Limits
     from l2l.serving.server import serve
@@ -52,4 +58,4 @@ def serve(args: argparse.Namespace) -> None:
         check_device(args.device)
     limits = Limits(pixels=args.max_pixels, sentences=args.max_sentences, seconds=args.timeout, waiting=args.queue)
     serve(args.run_folder, host=args.host, port=args.port, device=args.device, labels=args.labels, review=args.review,
-          limits=limits, token=args.token or "")  # fmt: skip
+          images=args.images, limits=limits, token=args.token or "")  # fmt: skip

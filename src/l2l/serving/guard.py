@@ -20,7 +20,7 @@ from l2l.serving.metrics import Metrics
 from l2l.serving.refusal import Refusal, failed
 
 LOG = logging.getLogger("l2l.serving")
-OPEN = ("/health", "/label-studio/health", "/", "/review", "/page.js", "/page.css")
+OPEN = ("/health", "/label-studio/health", "/", "/review", "/page.js", "/try.js", "/review.js", "/page.css")
 """What may be asked without the token: by a watchdog, and the pages themselves, which ask the user for it."""
 ENDPOINTS = (
     *OPEN, "/predict", "/label", "/metrics", "/docs", "/openapi.json", "/label-studio", "/label-studio/",

@@ -7,15 +7,18 @@ The folder:
 - `images/`: the pictures, under the digest of their content.
 - `metadata.jsonl`: of each id, the last word where it was `accept`, in the layout that `l2l train --data` reads. Made
   from the former when the server starts and when it stops.
+
+A decision of the queue can be taken back: its line has the verdict `open`, and whoever reads the file takes the pair as
+one that nobody decided on (`exchange.decisions`).
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import threading
-import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,13 @@ from typing import Any
 from l2l.data.durable import write_durably
 from l2l.data.refer import MALFORMED, plain_path, plain_text
 from l2l.errors import InputError
+from l2l.exchange.decisions import CORRECTIONS as CORRECTIONS
+from l2l.exchange.decisions import OPEN
 from l2l.rle import Rle
 from l2l.serving.pictures import Picture
 from l2l.serving.refusal import Refusal
 
-CORRECTIONS, METADATA, IMAGES = "corrections.jsonl", "metadata.jsonl", "images"
+METADATA, IMAGES = "metadata.jsonl", "images"
 
 
 class LabelFolder:
@@ -63,19 +68,21 @@ class LabelFolder:
 
         Args:
             sentence: what was meant.
-            verdict: `accept` or `reject`.
+            verdict: `accept`, `reject`, or `open`, which takes back what was said of this id.
             mask: of the picture's size; `None` where nobody drew one. picture: `None` where it cannot be got.
-            key: the id of the pair; made up if there is none.
+            key: the id of the pair; if there is none, one that the same label gets again, when it is sent once more
+                because no answer came.
             more: what else is known, for the line.
 
         Raises:
             Refusal: if the disk does not take it (507); then nothing of it is in the file.
         """
-        key = uuid.uuid4().hex if key is None else key
         name = f"{IMAGES}/{picture.digest}{picture.suffix}" if picture else None
+        said = {"file_name": name, "sentence": sentence, "verdict": verdict, "mask": mask.to_coco() if mask else None}
+        if key is None:
+            key = hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
         line = {
-            "id": key, "file_name": name, "sentence": sentence, "verdict": verdict,
-            "mask": mask.to_coco() if mask else None, "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "id": key, **said, "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             **(more or {}),
         }  # fmt: skip
         text = (json.dumps(line, allow_nan=False) + "\n").encode()
@@ -96,13 +103,13 @@ class LabelFolder:
         """The last word on each id, `accept` or `reject`; what other servers wrote here is among it."""
         with self._lock:
             self._catch_up()
-            return {key: verdict for key, (verdict, _) in self._said.items()}
+            return {key: verdict for key, (verdict, _) in self._said.items() if verdict != OPEN}
 
     def last(self, key: str) -> dict[str, Any] | None:
-        """The last line about an id, as it was written; `None` if nobody said anything of it."""
+        """The last line about an id, as it was written; `None` if nobody said anything of it, or took it back."""
         with self._lock:
             self._catch_up()
-            if key not in self._said:
+            if self._said.get(key, (OPEN, 0))[0] == OPEN:
                 return None
             with self.path.open("rb") as file:
                 file.seek(self._said[key][1])

@@ -1,4 +1,4 @@
-"""The pages for people: two documents, one script, one sheet. Nothing of them comes from elsewhere, or from clients."""
+"""The pages for people: two documents, their scripts, one sheet. Nothing comes from elsewhere, or from clients."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MEDIA = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 def routes(*, review: bool) -> APIRouter:
     """The pages' addresses; `/review` only where there is something to review."""
     router = APIRouter(include_in_schema=False)
-    pages = {"/": "try.html", "/page.js": "page.js", "/page.css": "page.css"}
+    pages = {"/": "try.html", "/page.js": "page.js", "/try.js": "try.js", "/page.css": "page.css"}
     if review:
-        pages["/review"] = "review.html"
+        pages |= {"/review": "review.html", "/review.js": "review.js"}
     for path, name in pages.items():
         _add(router, path, name)
     return router

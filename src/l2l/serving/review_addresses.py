@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 
+from l2l.exchange.decisions import OPEN
 from l2l.exchange.labels import Label
 from l2l.rle import Rle
 from l2l.serving.asks import read_decision
 from l2l.serving.pictures import from_base64, mask_from_png, to_png
-from l2l.serving.refusal import Refusal, answer
+from l2l.serving.refusal import Refusal, answer, bad
 from l2l.serving.review import Queue, picture_of, to_show
 
 if TYPE_CHECKING:
@@ -54,11 +55,19 @@ def routes(service: Service, queue: Queue) -> APIRouter:
 
     @router.post("/item/{number}")
     async def decide(number: str, request: Request) -> Response:
-        """Keep what somebody decides: the mask as it is, or as it was repainted, is right or not."""
+        """Keep what somebody decides: the mask, as it is or repainted, is right, or not; or take that back."""
         label, folder = queue.get(number), service.label_folder()
         told = await read_decision(request)
         if told.id != label.id:
             raise Refusal(409, "review", "another pair has this number by now", "load the queue once more")
+        if told.verdict == OPEN:  # needs no picture: what was decided of one that is gone can be taken back too
+            if told.mask is not None:
+                raise bad("a mask, though nothing is decided", "leave mask out; the pair gets back that of l2l label")
+            with service.batcher.place():
+                await service.in_thread(folder.add, sentence=label.sentence, verdict=OPEN, mask=None, picture=None,
+                                        key=label.id)  # fmt: skip
+            service.metrics.labels.add(OPEN)
+            return answer({"id": label.id})
         with service.batcher.place():
             async with service.budget.hold(label.size[0] * label.size[1]):
                 shown = await service.in_thread(picture_of, label, service.limits.pixels)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from l2l.config import Config
-from l2l.data.refer import write_whole
+from l2l.data.durable import write_whole
 from l2l.errors import InputError
 from l2l.model.pretrained import BACKBONE, TEXT
 from l2l.predict import Predictor
@@ -132,5 +132,5 @@ def _hub() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise InputError("the hub needs huggingface-hub: pip install 'l2l[hub]'") from error
+        raise InputError("the hub needs huggingface-hub: pip install -e '.[hub]' -c constraints.txt") from error
     return huggingface_hub

@@ -72,7 +72,7 @@ def export_onnx(run: Path | str, out: Path | str, *, check: bool = True) -> floa
         if check:
             import onnxruntime  # noqa: F401
     except ImportError as error:
-        raise InputError(f"{error.name} is missing: pip install 'l2l[onnx]'") from error
+        raise InputError(f"{error.name} is missing: pip install -e '.[onnx]' -c constraints.txt") from error
     config, network, _, about = load_run(run, attn_implementation="eager")  # what torch.onnx can do
     if network is None:
         raise InputError("this run is the prior alone; there is no network to export", file=run)
