@@ -1,8 +1,8 @@
 """One run on a world that the benchmark does not report, where settings are tried: other drawn scenes (`scenes_seed`
 1), or photographs of fashion's training part alone, a hundred of which are measured on.
 
-    python benchmarks/trial.py NAME METHOD [--world fashion] [--steps 300] [--rate 0.05] [--seed 0] [--prior 0.6]
-                               [--oracle] [--snapshot 240] [--set A.B=C]
+    python benchmarks/trial.py NAME METHOD [--world fashion] [--steps 300] [--rate 0.05] [--seed 0]
+                               [--prior 0.6[,scores=blank]] [--oracle] [--snapshot 240] [--set A.B=C]
 
 Writes OUT/NAME.log: the yardsticks of the pseudo-labels as the run goes, and val mIoU and P@0.5 with the prior, without
 it and of the prior alone. `--oracle` lets the truth decide what L2L accepts (exactly the right cells): what any rule of
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from l2l.benchmark_cell import ROOT
+from l2l.benchmark_cell import ROOT, source_of
 from l2l.benchmark_suites import FASHION, SCENES
 from l2l.config import Config
 from l2l.data.augment import Geometry
@@ -82,11 +82,11 @@ def fashion_trial(fashion: Path, folder: Path) -> Path:
 
 
 def make_prior(data: DataSet, store: Path, which: str) -> None:
-    """The grounder's, or a simulated one of this accuracy."""
+    """The grounder's, or a simulated one, as in `0.6` or `0.6,scores=blank,errors=systematic`."""
     if which == "grounder":
         make_priors(data, store).close()
     else:
-        make_priors(data, store, source="simulated", accuracy=float(which)).close()
+        make_priors(data, store, source=source_of(f"simulated:accuracy={which}", data.samples)).close()
 
 
 def let_truth_decide(run: Run, prepared: Prepared) -> None:
