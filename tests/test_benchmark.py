@@ -180,7 +180,7 @@ def test_a_cell_that_another_process_makes_is_left_to_it(tmp_path: Path) -> None
     own, lines = cell("supervised", method="supervised"), list[str]()
     with locked(tmp_path / "work" / "locks" / own.key) as mine:
         assert mine and benchmark([tiny(own)], tmp_path, say=lines.append) == 0
-    assert lines[-1].startswith("0 cells made, 0 failed, 1 left") and not (tmp_path / "cells").exists()
+    assert lines[-1].startswith("0 cells made, 0 failed, 1 under way elsewhere") and not (tmp_path / "cells").exists()
 
 
 def test_absent_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

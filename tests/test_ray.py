@@ -41,7 +41,7 @@ class Waits(LabelJob):
             if shard.stem.endswith("2") and not Path(self.told).exists():
                 Path(f"{self.told}.part").write_text(str(os.getpid()))
                 os.replace(f"{self.told}.part", self.told)
-                time.sleep(300)
+                time.sleep(900)
             return work(shard, samples, known, bad)
 
         return wait
@@ -49,7 +49,7 @@ class Waits(LabelJob):
 
 def kill(told: Path, killed: list[int]) -> None:
     """Wait for a process id in a file, then kill that process."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while time.monotonic() < end:
         if told.exists():
             killed.append(int(told.read_text()))
