@@ -69,6 +69,26 @@ async def ask_all(args: argparse.Namespace, url: str) -> None:
           f"{held['l2l_batch_pictures_sum'] / batches:.1f} pictures")  # fmt: skip
 
 
+def reached(server: subprocess.Popen[str]) -> tuple[str, str]:
+    """What `l2l serve` says of itself, and its address, once it answers there. Its stdout is a pipe.
+
+    Raises:
+        SystemExit: if it does not start.
+    """
+    assert server.stdout is not None
+    line = server.stdout.readline()
+    if "; http" not in line:
+        raise SystemExit("the server did not start")
+    said, rest = line.split("; ", 1)
+    url = rest.split(",")[0]
+    while True:
+        try:
+            httpx.get(f"{url}/health")
+            return said, url
+        except httpx.TransportError:
+            time.sleep(0.1)
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,18 +105,8 @@ def main() -> None:
                "--timeout", "100", *more]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            assert server.stdout is not None
-            line = server.stdout.readline()
-            if "; http" not in line:
-                raise SystemExit("the server did not start")
-            url = line.split("; ")[1].split(",")[0]
-            while True:
-                try:
-                    httpx.get(f"{url}/health")
-                    break
-                except httpx.TransportError:
-                    time.sleep(0.1)
-            print(line.split("; ")[0])
+            said, url = reached(server)
+            print(said)
             asyncio.run(ask_all(args, url))
         finally:
             server.terminate()

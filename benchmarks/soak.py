@@ -32,13 +32,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+from serve import reached
 from soak_requests import BAD, GOOD, NONSENSE, Clients
 
 from l2l.cli import main as l2l
+from l2l.exchange.decisions import CORRECTIONS
 from l2l.exchange.labels import read_labels
 from l2l.serving.app import DECODERS
-from l2l.serving.labels import CORRECTIONS
 
 LOOK = 10.0
 """Seconds between two looks at the server."""
@@ -70,17 +70,10 @@ def serving(run: Path, labels: Path, folder: Path) -> Iterator[tuple[subprocess.
     with (folder / "said").open("w") as said:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env={**os.environ, **more})
         try:
-            assert server.stdout is not None
-            line = server.stdout.readline()
-            if "; http" not in line:
-                raise SystemExit("the server did not start: " + (folder / "said").read_text())
-            url = line.split("; ")[1].split(",")[0]
-            while True:
-                try:
-                    httpx.get(f"{url}/health")
-                    break
-                except httpx.TransportError:
-                    time.sleep(0.1)
+            try:
+                _, url = reached(server)
+            except SystemExit as error:
+                raise SystemExit(f"{error}: {(folder / 'said').read_text()}") from error
             yield server, url
         finally:
             server.send_signal(signal.SIGTERM)

@@ -24,9 +24,10 @@ from test_serving import ABOUT, CONFIG, Fake, client, png, post, refused, text  
 
 from l2l.errors import InputError  # noqa: E402
 from l2l.exchange import brush  # noqa: E402
+from l2l.exchange.decisions import CORRECTIONS  # noqa: E402
 from l2l.serving.app import create_app  # noqa: E402
 from l2l.serving.guard import OPEN  # noqa: E402
-from l2l.serving.labels import CORRECTIONS, LabelFolder  # noqa: E402
+from l2l.serving.labels import LabelFolder  # noqa: E402
 from l2l.serving.limits import Limits  # noqa: E402
 from l2l.serving.studio_pictures import StudioPictures  # noqa: E402
 

@@ -34,9 +34,10 @@ httpx = pytest.importorskip("httpx")
 from fastapi import FastAPI  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 
+from l2l.exchange.decisions import CORRECTIONS  # noqa: E402
 from l2l.predict import Prediction, tight_box  # noqa: E402
 from l2l.serving.app import About, create_app  # noqa: E402
-from l2l.serving.labels import CORRECTIONS, LabelFolder  # noqa: E402
+from l2l.serving.labels import LabelFolder  # noqa: E402
 from l2l.serving.limits import Limits  # noqa: E402
 from l2l.serving.review import SIDE, Queue  # noqa: E402
 

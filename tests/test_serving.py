@@ -35,8 +35,9 @@ httpx = pytest.importorskip("httpx")
 from fastapi.testclient import TestClient  # noqa: E402
 
 from l2l.exchange import brush  # noqa: E402
+from l2l.exchange.decisions import CORRECTIONS  # noqa: E402
 from l2l.serving.app import About, create_app  # noqa: E402
-from l2l.serving.labels import CORRECTIONS, METADATA, LabelFolder  # noqa: E402
+from l2l.serving.labels import METADATA, LabelFolder  # noqa: E402
 from l2l.serving.limits import Limits  # noqa: E402
 from l2l.serving.studio_pictures import StudioPictures  # noqa: E402
 

@@ -26,8 +26,7 @@ from typing import Any
 from l2l.data.durable import write_durably
 from l2l.data.refer import MALFORMED, plain_path, plain_text
 from l2l.errors import InputError
-from l2l.exchange.decisions import CORRECTIONS as CORRECTIONS
-from l2l.exchange.decisions import OPEN
+from l2l.exchange.decisions import CORRECTIONS, OPEN
 from l2l.rle import Rle
 from l2l.serving.pictures import Picture
 from l2l.serving.refusal import Refusal
