@@ -36,6 +36,8 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from l2l.exchange import brush  # noqa: E402
 from l2l.exchange.decisions import CORRECTIONS  # noqa: E402
+from l2l.exchange.label_studio import CONFIG as EXPORTED  # noqa: E402
+from l2l.exchange.label_studio import NOTHING, REJECT, corrections_of  # noqa: E402
 from l2l.serving.app import About, create_app  # noqa: E402
 from l2l.serving.labels import METADATA, LabelFolder  # noqa: E402
 from l2l.serving.limits import Limits  # noqa: E402
@@ -481,6 +483,67 @@ def test_label_studio(fake: Fake, tmp_path: Path) -> None:
     (target,) = kept["ls-3-5"].targets or ()
     assert np.array_equal(target.decode(), np.eye(20, 30, dtype=bool))
     assert len((tmp_path / METADATA).read_text().splitlines()) == 4
+
+
+DRAWN = list(bytes.fromhex(
+    "00000600391bfed3008c172d8046fd1af4687194461b93c023198cd23508dae3698d323418d1e31fc960118746511"
+    "9b467718df03e3000"
+))  # fmt: skip
+"""A stroke that was drawn in Label Studio 1.23.2, on a picture of 16 x 24."""
+
+
+def told_by_label_studio(result: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """What Label Studio 1.23.2 sent as a webhook in a project of `l2l export`, less what nobody reads."""
+    size = {"original_width": 24, "original_height": 16, "image_rotation": 0, "to_name": "image", "origin": "manual"}
+    data = {"image": "data:image/png;base64," + text(png(16, 24)), "sentence": "the red ring", "sentence_id": "s0",
+            "file_name": "small.png"}  # fmt: skip
+    annotation = {"id": 7, "result": [{**size, **one} for one in result], "was_cancelled": False, "task": 38,
+                  "project": 2, "prediction": {}, "updated_at": "2026-11-27T12:53:20.438376Z", **more}  # fmt: skip
+    return {"action": "ANNOTATION_CREATED", "annotation": annotation, "task": {"id": 38, "data": data, "project": 2},
+            "project": {"id": 2, "title": "small", "label_config": EXPORTED}}  # fmt: skip
+
+
+def test_what_label_studio_sends_of_exported_tasks(fake: Fake, tmp_path: Path) -> None:
+    """The webhook makes of an annotation what `l2l import` makes of it in an export."""
+    stroke = {"value": {"format": "rle", "rle": DRAWN, "brushlabels": ["referent"]}, "id": "c1meB_zt4i",
+              "from_name": "brush", "type": "brushlabels"}  # fmt: skip
+    corners = [[26.99822380106572, 20.071047957371228], [80.81705150976909, 25.044404973357015],
+               [67.49555950266429, 60.03552397868561]]  # fmt: skip
+    outline = {"value": {"points": corners, "closed": True, "polygonlabels": ["referent"]}, "id": "lhkBJA6R5w",
+               "from_name": "polygon", "type": "polygonlabels"}  # fmt: skip
+    erased = {**stroke, "value": {**stroke["value"], "rle": brush.encode(np.zeros((16, 24), bool))}}
+    reject, nothing = ({"value": {"choices": [said]}, "id": "QG_X8LA_dm", "from_name": "verdict", "type": "choices"}
+                       for said in (REJECT, NOTHING))  # fmt: skip
+    events = [told_by_label_studio(*one) for one in ([[stroke]], [[outline]], [[stroke, outline]], [[stroke, reject]],
+              [[nothing]], [[]], [[erased]], [[erased, nothing]])]  # fmt: skip
+    events.append(told_by_label_studio([stroke, outline], was_cancelled=True))
+    with client(fake, labels=tmp_path) as http:
+        for event in events:
+            reply = http.post("/label-studio/webhook", json=event)
+            assert reply.status_code == 201 and reply.json()["ids"] == ["s0"], reply.text
+        turned = told_by_label_studio([{**stroke, "image_rotation": 90}])
+        refused(http.post("/label-studio/webhook", json=turned), 422, "rotated")
+    kept = [json.loads(line) for line in (tmp_path / CORRECTIONS).read_text().splitlines()]
+    exported = [{**event["task"], "annotations": [event["annotation"]]} for event in events]
+    for line, one in zip(kept, corrections_of(exported, "export.json"), strict=True):
+        assert line["verdict"] == ("reject" if one.rejected else "accept")
+        if not one.rejected:
+            mask = np.zeros((16, 24), bool) if one.mask is None else one.mask.decode()
+            assert np.array_equal(Rle.from_coco(line["mask"]).decode(), mask)
+    assert [line["verdict"][0] for line in kept] == list("aaararrar")
+    areas = [Rle.from_coco(line["mask"]).area() for line in kept if line["mask"]]
+    assert areas[0] == 20 and areas[3:] == [0, 0] and max(areas[:2]) < areas[2] < sum(areas[:2])
+
+
+def test_a_prediction_says_that_nothing_is_meant(fake: Fake) -> None:
+    """... where the interface asks for it: an empty annotation would be a rejection there."""
+    task = {"id": 1, "data": {"image": "data:image/png;base64," + text(png()), "sentence": "nothing"}}
+    with client(fake) as http:
+        asked = {"tasks": [task], "label_config": EXPORTED}
+        (made,) = http.post("/label-studio/predict", json=asked).json()["results"]
+    (region,) = made["result"]
+    assert (region["from_name"], region["to_name"], region["type"]) == ("verdict", "image", "choices")
+    assert region["value"] == {"choices": [NOTHING]}
 
 
 def test_where_label_studio_s_pictures_may_be(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 One task a pair: https://labelstud.io/guide/predictions. The folder holds `tasks.json`, `config.xml` (the labeling
 interface) and `images/`. Serve the pictures by `LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true
-LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=OUT` and a local storage on `OUT/images`, or from anywhere else with `address`.
+LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=OUT` (absolute) and a local storage on `OUT/images`, or from anywhere else with
+`address`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ CONFIG = f"""<View>
 </View>
 """
 """The labeling interface: brush and polygons, and a verdict for what has no mask."""
+POLYGONS = ("polygonlabels", "polygon")
+"""Types of a region that is an outline."""
 
 
 def write_label_studio(
@@ -135,8 +138,8 @@ def _correction(task: dict[str, Any], record: str) -> Correction:
         kind, value = one["type"], one["value"]
         if kind == "choices":
             verdicts.update(value["choices"])
-        elif kind in ("brushlabels", "brush", "polygonlabels", "polygon"):
-            drawn = _mask(value, _size(one))
+        elif kind in ("brushlabels", "brush", *POLYGONS):
+            drawn = mask_of(value, _size(one))
             if union is not None and union.shape != drawn.shape:
                 raise InputError("regions of different sizes; open the task anew, and save it once more")
             union = drawn if union is None else union | drawn
@@ -166,7 +169,10 @@ def _size(result: dict[str, Any]) -> tuple[int, int]:
     return height, width
 
 
-def _mask(value: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+def mask_of(value: Any, size: tuple[int, int]) -> np.ndarray:
+    """What a brush stroke or a polygon covers, as a boolean (H, W) array. Broken ones raise one of `MALFORMED`."""
+    if not isinstance(value, dict):
+        raise InputError("a region with neither a brush RLE nor the points of a polygon")
     if "rle" in value:
         return brush.decode(value["rle"], size)
     points = np.asarray(value["points"], np.float64)

@@ -1,8 +1,9 @@
 """Label Studio's ML backend protocol: the run draws first, people mend it, and what they mend is kept as labels.
 
-Give Label Studio this server's address with `/label-studio` behind it, as the project's model. The project needs an
-`<Image>`, `<BrushLabels>` (or `<Brush>`) for it, and a `<Text>` with the sentence, or a task with `sentence`, or
-`sentences`, in its data. Protocol: https://labelstud.io/guide/ml_create and label_studio_ml/api.py in
+Give Label Studio this server's address with `/label-studio` behind it, as the project's model, and the same with
+`/webhook` behind it as a webhook of the project. The project needs an `<Image>`, `<BrushLabels>` (or `<Brush>`) for it,
+and a `<Text>` with the sentence, or a task with `sentence`, or `sentences`, in its data; that of `l2l export` has all.
+Protocol: https://labelstud.io/guide/ml_create and label_studio_ml/api.py in
 https://github.com/HumanSignal/label-studio-ml-backend.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 from xml.etree import ElementTree
@@ -18,8 +19,9 @@ from xml.etree import ElementTree
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from l2l.errors import InputError
+from l2l.data.refer import MALFORMED, reason
 from l2l.exchange import brush
+from l2l.exchange.label_studio import NOTHING, POLYGONS, REJECT, mask_of
 from l2l.predict import Prediction
 from l2l.rle import Rle
 from l2l.serving.asks import check_box, check_sentences, parse, writable
@@ -51,6 +53,8 @@ class Project:
     """Where a task's data hold the picture."""
     sentence_keys: tuple[str, ...]
     """Where they may hold the sentence."""
+    verdict: str | None
+    """Name of the choices `nothing there` and `reject`, which the interface of `l2l export` has."""
 
     @classmethod
     def read(cls, config: object) -> Project:
@@ -68,8 +72,10 @@ class Project:
                 labels = [one.get("value") or one.get("alias") for one in tag if one.tag == "Label"]
                 texts = (one.get("value", "").lstrip("$") for one in tags if one.tag == "Text")
                 keys = tuple(dict.fromkeys((*filter(None, texts), *SENTENCES)))
-                plain = tag.tag == "Brush"
-                return cls(name, image, None if plain else (labels or ["object"])[0], images[image], keys)
+                choices = (one.get("name") for one in tags if one.tag == "Choices" and one.get("toName") == image
+                           and {NOTHING, REJECT} <= {choice.get("value") for choice in one})  # fmt: skip
+                label = None if tag.tag == "Brush" else (labels or ["object"])[0]
+                return cls(name, image, label, images[image], keys, next(choices, None))
         raise bad("the labelling interface has no brush for an image", CONFIG_HINT)
 
     def picture(self, task: dict[str, Any]) -> str:
@@ -89,15 +95,22 @@ class Project:
             raise bad("the task has no sentence", "put it into its data as sentence, or name its field in <Text>")
         return texts
 
-    def region(self, sentence: str, found: Prediction) -> dict[str, Any]:
-        """One mask as Label Studio draws it."""
+    def regions(self, sentences: Sequence[str], found: Sequence[Prediction]) -> list[dict[str, Any]]:
+        """The masks as Label Studio draws them; where nothing is meant, the verdict that says so."""
+        if self.verdict and all(one.box is None for one in found):
+            return [self._part(self.verdict, "choices", {"choices": [NOTHING]}, sentences[0], found[0])]
+        return [self._drawn(*pair) for pair in zip(sentences, found, strict=True) if pair[1].box is not None]
+
+    def _drawn(self, sentence: str, found: Prediction) -> dict[str, Any]:
         value: dict[str, Any] = {"format": "rle", "rle": brush.encode(found.mask)}
-        kind = "brush"
-        if self.label is not None:
-            kind, value["brushlabels"] = "brushlabels", [self.label]
+        if self.label is None:
+            return self._part(self.control, "brush", value, sentence, found)
+        return self._part(self.control, "brushlabels", value | {"brushlabels": [self.label]}, sentence, found)
+
+    def _part(self, name: str, kind: str, value: dict[str, Any], sentence: str, found: Prediction) -> dict[str, Any]:
         height, width = found.mask.shape
         return {
-            "id": uuid.uuid4().hex[:10], "from_name": self.control, "to_name": self.image, "type": kind,
+            "id": uuid.uuid4().hex[:10], "from_name": name, "to_name": self.image, "type": kind,
             "original_width": width, "original_height": height, "image_rotation": 0, "value": value,
             "score": round(found.score, 4), "origin": "prediction", "meta": {"text": [sentence]},
         }  # fmt: skip
@@ -193,9 +206,7 @@ async def _predict(
     shown = await service.in_thread(pictures.get, project.picture(task))
     box = check_box(_box(context, shown.size), shown.size)
     found = await service.segment(shown, sentences, (box,) * len(sentences))
-    regions = await service.in_thread(
-        lambda: [project.region(*pair) for pair in zip(sentences, found, strict=True) if pair[1].box is not None]
-    )
+    regions = await service.in_thread(project.regions, sentences, found)
     return {"result": regions, "score": round(float(np.mean([one.score for one in found])), 4)}
 
 
@@ -204,15 +215,18 @@ def _corrections(
 ) -> Iterator[tuple[str, Rle | None, str]]:
     """Sentence, mask and verdict of each label in an annotation. Raises `Refusal`.
 
-    Strokes belong to the sentence in their `meta`, as ours have it; where the task has one sentence, to that. A skipped
-    task is a rejection; no stroke at all says that the sentence means nothing here.
+    Strokes and polygons belong to the sentence in their `meta`, as ours have it; where the task has one sentence, to
+    that. Rejected is a skipped task, and one with the verdict `reject`. No mask at all says that the sentence means
+    nothing here, unless people are asked to say so: then it is a rejection, as for `exchange.label_studio`.
     """
-    if annotation.get("was_cancelled"):
+    result = annotation.get("result")
+    parts = [one for one in (result if isinstance(result, list) else []) if isinstance(one, dict)]
+    verdicts = {said for one in parts if one.get("type") == "choices" for said in _choices(one)}
+    regions = [one for one in parts if one.get("from_name") == project.control
+               or (one.get("type") in POLYGONS and one.get("to_name") == project.image)]  # fmt: skip
+    if annotation.get("was_cancelled") or REJECT in verdicts:
         yield from ((sentence, None, "reject") for sentence in sentences)
         return
-    result = annotation.get("result")
-    regions = [one for one in (result if isinstance(result, list) else []) if isinstance(one, dict)
-               and one.get("from_name") == project.control]  # fmt: skip
     painted = 0
     for sentence in sentences:
         mine = [one for one in regions if len(sentences) == 1 or sentence in _meta(one)]
@@ -224,20 +238,24 @@ def _corrections(
             height, width = int(size[0] or 0), int(size[1] or 0)
             if height * width > service.limits.pixels or (shown and shown.size != (height, width)):
                 raise bad("a stroke of another size than the picture", "open the task anew, and save it once more")
+            if region.get("image_rotation"):
+                raise bad("the picture was rotated in Label Studio", "turn it back, and save the task once more")
             painted += height * width
             if painted > STROKES * service.limits.pixels:
                 raise Refusal(413, "strokes", "too many strokes", "join them, and save the task once more")
-            value = region.get("value")
             try:
-                drawn = brush.decode(value.get("rle") if isinstance(value, dict) else (), (height, width))
-            except InputError as error:
-                raise bad(error.reason, "only brush strokes are kept") from None
+                drawn = mask_of(region["value"], (height, width))
+            except MALFORMED as error:
+                raise bad(reason(error), "brush strokes and polygons are kept") from None
             if mask is not None and mask.shape != drawn.shape:
                 raise bad("strokes of different sizes", "open the task anew, and save it once more")
             mask = drawn if mask is None else mask | drawn
         if mask is None and len(sentences) > 1 and any(not _meta(one) for one in regions):
             raise bad("a stroke that does not say which sentence it is of", "write the sentence into its meta text, or "
                       "make tasks of one sentence")  # fmt: skip
+        if project.verdict and NOTHING not in verdicts and (mask is None or not mask.any()):
+            yield sentence, None, "reject"
+            continue
         if mask is None and shown is not None:
             mask = np.zeros(shown.size, bool)
         yield sentence, None if mask is None else Rle.encode(mask), "accept"
@@ -245,8 +263,8 @@ def _corrections(
 
 def _key(task: dict[str, Any], origin: dict[str, Any], number: int | None) -> str | int:
     """The id of the pair, if the task's data have it; else one by which a later annotation replaces an earlier one."""
-    own = _data(task).get("id")
-    if not _id(own):
+    own = next((one for one in map(_data(task).get, ("sentence_id", "id")) if _id(one)), None)
+    if own is None:
         own = f"ls-{origin.get('project', 0)}-{origin.get('task', 0)}"[:256]
     return own if number is None else f"{own}_{number}"
 
@@ -273,6 +291,12 @@ def _meta(region: dict[str, Any]) -> list[str]:
     meta = region.get("meta")
     text = meta.get("text") if isinstance(meta, dict) else None
     return [one for one in (text if isinstance(text, list) else [text]) if isinstance(one, str)]
+
+
+def _choices(part: dict[str, Any]) -> list[str]:
+    value = part.get("value")
+    said = value.get("choices") if isinstance(value, dict) else None
+    return [one for one in said if isinstance(one, str)] if isinstance(said, list) else []
 
 
 def _data(task: dict[str, Any]) -> dict[str, Any]:
