@@ -25,8 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 	for python in python3.11 python3.12 python3; do \
 	  if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then \
 	    test -x $(VENV)/bin/python || $$python -m venv $(VENV); \
-	    $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]' -c constraints.txt; \
-	    touch $(STAMP); exit 0; \
+	    echo 'l2l: installing into $(VENV): torch and much else, some minutes'; \
+	    $(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[test,lint]' -c constraints.txt; \
+	    touch $(STAMP); echo 'l2l: installed; next: . $(VENV)/bin/activate'; exit 0; \
 	  fi; \
 	done; \
 	echo 'l2l needs Python 3.11 or 3.12' >&2; exit 1

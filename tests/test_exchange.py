@@ -753,6 +753,20 @@ def test_rank_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (folder / "ranking.csv").exists()
 
 
+def test_rank_names_pictures_as_seen_from_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sets in REFER's layout know their pictures by absolute paths."""
+    assert all(Path(one.image).is_absolute() for one in read_labels(folder))
+    monkeypatch.chdir(folder.parent)
+    assert run("rank", folder.name, "--next", "2") == 0
+    first = capsys.readouterr().out.splitlines()[1]
+    assert first.startswith("  pictures/") and str(folder.parent) not in first
+    monkeypatch.chdir(folder)  # the pictures are not in here
+    assert run("rank", str(folder), "--next", "2") == 0
+    assert f"  {folder.parent}/pictures/" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "more",
     [["--to", "png", "--polygons"], ["--to", "coco", "--tolerance", "1"], ["--to", "coco", "--no-pictures"],

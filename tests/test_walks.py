@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny import SMALL
-from walks import Step, steps, take
+from walks import ROOT, Step, steps, take
 
 import l2l
 from l2l.cli import main
 from l2l.data.pickles import load_plain
+from l2l.exchange.decisions import read_decisions
+from l2l.exchange.labels import read_labels
+from l2l.rle import Rle
 
 DOCS = Path(__file__).parents[1] / "docs"
 REF = {"ref_id", "ann_id", "image_id", "category_id", "split", "file_name", "sentences", "sent_ids"}
@@ -67,13 +72,23 @@ def test_labelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     (tmp_path / "checkout").mkdir()
     monkeypatch.chdir(tmp_path / "checkout")
     reviewed: list[str] = []
+    again: list[str] = []
 
     def review(step: Step) -> None:
         """What the page's reader does in the browser: accept, repaint, reject, and one thing back."""
-        assert step.words[2:] == ("runs/a", "--labels", "corrections", "--review", "labels")
         from test_page import client, png_of
 
-
+        if reviewed:
+            assert step.words[2:] == ("runs/b", "--labels", "corrections-b", "--review", "labels-b")
+            with client(Path("labels-b"), Path("corrections-b")) as http:
+                pairs = http.get("/review/queue").json()["pairs"]
+                assert {pair["decided"] for pair in pairs} == {None}  # what was rejected before is open again
+                for number, verdict in enumerate(("accept", "reject")):
+                    told = {"id": pairs[number]["id"], "verdict": verdict}
+                    assert http.post(f"/review/item/{number}", json=told).status_code == 200
+                    again.append(pairs[number]["id"])
+            return
+        assert step.words[2:] == ("runs/a", "--labels", "corrections", "--review", "labels")
         with client(Path("labels"), Path("corrections")) as http:
             pairs = http.get("/review/queue").json()["pairs"]
             for number, pair in enumerate(pairs[:6]):
@@ -118,6 +133,15 @@ def test_labelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert Path("corrected/rejected.jsonl").read_text().count("rejected in review") == 1
     about = json.loads(Path("labels-b/about.json").read_text())
     assert about["pairs_with_prior"] == about["pairs"] > 20  # the store knows the pictures where they are now
+    whole = {json.loads(line)["id"]: json.loads(line) for line in Path("all/labels.jsonl").read_text().splitlines()}
+    own = {key.removeprefix("extra-") for key in everything}
+    own |= {key for one in known.samples if one.targets is not None for key in one.sentence_ids}
+    accepted, rejected = (re.sub(r"^(extra\d*-)+", "", key) for key in again)
+    assert set(whole) == own - {rejected}  # each sentence that we began with, and no other
+    assert len(json.loads(Path("out/all.json").read_text())["annotations"]) == len(whole)
+    sure = {key for key, line in whole.items() if line["score"] == 1}
+    assert {accepted, *(key.removeprefix("extra-") for key in (reviewed[0], *reviewed[2:]))} < sure
+    assert len(sure) == len(masks) + 5
 
 
 def test_refcoco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,3 +185,36 @@ def test_no_step_is_forgotten(page: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     lines = re.findall(r"^(?:l2l [a-z]|python ).*", text, re.MULTILINE)
     assert len(lines) == sum(bool(step.words) for step in steps(DOCS / page)) > 8
+
+
+def test_the_install_says_something_while_it_runs() -> None:
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+    told = subprocess.run(
+        ["make", "--dry-run", "--always-make", ".venv/.installed"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "pip install" in told.stdout and "--quiet" not in told.stdout and told.stdout.count("echo 'l2l: ") == 2
+
+
+def test_simulated_reviewer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The least sure pairs get their true masks, and a second call goes on where the first one ended."""
+    pytest.importorskip("fastapi")
+    assert main(["data", "scenes", str(tmp_path / "known"), "--count", "6", "--unlabelled-share", "0"]) == 0
+    pairs = [(key, text, one) for one in l2l.read(tmp_path / "known").samples for key, text in one.pairs()]
+    empty = {one.size: Rle.encode(np.zeros(one.size, bool)).to_coco() for _, _, one in pairs}
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "labels.jsonl").write_text("".join(
+        json.dumps({"id": f"extra-{key}" if at % 2 else key, "image": one.image, "sentence": text,
+                    "score": 1 - at / len(pairs), "segmentation": empty[one.size]}) + "\n"
+        for at, (key, text, one) in enumerate(pairs)
+    ))  # fmt: skip
+    order = [label.id for label in sorted(read_labels(tmp_path / "labels"), key=lambda one: one.score)]
+    words = ("python", "benchmarks/review.py", *(str(tmp_path / one) for one in ("known", "labels", "kept")), "3")
+    for times in (1, 2):
+        assert take(Step(words=words)) == 0
+        said = {one.id: one.mask for one in read_decisions(tmp_path / "kept")}
+        assert set(said) == set(order[: 3 * times])
+        assert "3 true masks accepted by a simulated reviewer" in capsys.readouterr().out
+    truth = {key: one.mask() for key, _, one in pairs}
+    for key, mask in said.items():
+        assert mask is not None and np.array_equal(mask.decode(), truth[key.removeprefix("extra-")])

@@ -84,7 +84,7 @@ def _reviewed(one: argparse.ArgumentParser, what: str) -> None:
 def rank(args: argparse.Namespace) -> None:
     from collections import Counter
 
-    from l2l.exchange.rank import rank, write_ranking
+    from l2l.exchange.rank import rank, shown, write_ranking
 
     labels = _read(args)
     if args.reviewed is not None:
@@ -100,7 +100,7 @@ def rank(args: argparse.Namespace) -> None:
     print(f"{out}: {counts['label next']} to label next, {counts['look']} to look at, {counts['trust']} to trust")
     for one in found[:5]:
         if one.action == "label next":
-            said = printable(f"{one.label.image}: {' '.join(one.label.sentence.split())}")
+            said = printable(f"{shown(one.label.image)}: {' '.join(one.label.sentence.split())}")
             print(f"  {said} (expected IoU {one.label.score:.2f})")
 
 

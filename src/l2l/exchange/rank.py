@@ -137,6 +137,12 @@ def _terms(sentence: str) -> Counter[str]:
     return Counter([*words, *pairs] or [sentence])
 
 
+def shown(image: str) -> str:
+    """Where a picture is, as seen from the working folder if it is in there; else as it is named."""
+    path, here = Path(image), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else image
+
+
 def write_ranking(ranked: Sequence[Ranked], out: Path) -> None:
     """Write `id, image, sentence, score, action, rank` as CSV (UTF-8, quoted as RFC 4180 has it)."""
     text = io.StringIO()
