@@ -42,7 +42,7 @@ def seen(run: Run, prepared: Prepared, rows: Tensor, regions: Tensor) -> dict[st
             answer = parts.teacher(normalise(batch.image), batch.tokens, batch.proposals)
         size = (2 * batch.proposals.soft.shape[1], 2 * batch.proposals.soft.shape[2])
         maps = nearest(regions[parts.pool.image_of[some]], size)
-        state = observe(mended(answer, maps, parts.teacher.sesm.least), batch.proposals, batch.image)
+        state = observe(mended(answer, maps, parts.teacher.sesm.drawing), batch.proposals, batch.image)
         truth, q = prepared.truth[parts.pool.ref_of[some]] > 127, answer.q.float().sigmoid()
         found["facts"].append(state.facts)
         found["gain"].append(gain_reward(state.proposal, truth, q).sum((1, 2)))

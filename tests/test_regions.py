@@ -9,7 +9,17 @@ import torch
 
 from l2l.data.augment import Geometry
 from l2l.proposals import regions
-from l2l.proposals.regions import in_view, mend, nearest, oversegment, pooled, prompted, region_bank, region_counts
+from l2l.proposals.regions import (
+    compose,
+    drawn,
+    in_view,
+    nearest,
+    oversegment,
+    pooled,
+    prompted,
+    region_bank,
+    region_counts,
+)
 
 
 def disc() -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,17 +132,33 @@ def test_an_answer_is_drawn_to_the_region_it_must_have_meant() -> None:
     maps = oversegment(picture).long()
     share = torch.nn.functional.avg_pool2d(inside[:, None].float(), 2)[:, 0]  # (1, 8, 12)
     ragged = torch.where(share > 0.5, 3.0, -4.0)
-    ragged[:, 3, 5] = -2.0  # a hole
-    mended = mend(ragged, maps).sigmoid()
-    assert (mended - share).abs().mean() < (ragged.sigmoid() - share).abs().mean() / 2 and mended[0, 3, 5] > 0.9
+    ragged[:, 3, 5] = -1.0  # a hole
+    found = drawn(ragged, maps, keep=0.5, draw=2.0)
+    assert (found.sigmoid() - share).abs().mean() < 0.8 * (ragged.sigmoid() - share).abs().mean()
+    assert found[0, 3, 5] == -0.5 + 2 and found[0, 0, 0] == -2 - 2
+    assert torch.equal(drawn(ragged, maps, keep=1.0, draw=0.0), ragged)
     speck = torch.full_like(ragged, -4.0)
-    speck[:, 0, 0] = 2.0  # like no region: left alone
-    assert (mend(speck, maps).sigmoid() - speck.sigmoid()).abs().mean() < 0.01
-    assert torch.allclose(mend(ragged, maps, least=2.0), ragged, atol=1e-3)  # nor is it done where it never pays
-    least = torch.tensor(0.9, requires_grad=True)
-    (mend(ragged, maps, least=least).sigmoid() - share).square().sum().backward()
-    assert least.grad > 0  # where regions are objects, going down brings labels nearer to the truth
-    assert mend(torch.full_like(ragged, -20.0), maps).isfinite().all()
+    speck[:, 0, 0] = 2.0  # like no region, and the background around it is nothing it meant: left alone
+    assert torch.equal(drawn(speck, maps, keep=0.5, draw=2.0), speck)
+    draw = torch.tensor(0.5, requires_grad=True)
+    (drawn(ragged, maps, keep=0.5, draw=draw).sigmoid() - share).square().sum().backward()
+    assert draw.grad is not None and draw.grad < 0  # where regions are objects, more of it brings labels nearer
+    assert drawn(torch.full_like(ragged, -20.0), maps, keep=0.5, draw=2.0).isfinite().all()
+
+
+def test_a_label_is_composed_of_what_lies_inside() -> None:
+    """One picture of 4 x 4 half cells: region 1 above, 2 and 3 below."""
+    maps = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]])[None, None]
+    corner = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])  # a half of region 1
+    share, iom, cpi = compose(corner, maps, least_iou=0.4, cover=0.7)
+    assert iom.all() and not cpi.any() and share.tolist() == [[[1, 1], [0, 0]]]
+    share, iom, cpi = compose(corner, maps, least_iou=0.6, cover=0.7)  # SemiRES: region 1 is all around it
+    assert not iom.any() and cpi.all() and share.tolist() == [[[1, 1], [0, 0]]]
+    share, iom, cpi = compose(corner, maps, least_iou=0.6, cover=0.7, around=False)
+    assert not iom.any() and not cpi.any() and share.eq(0).all()
+    most = torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])
+    share, iom, cpi = compose(most, maps, least_iou=0.6, cover=0.7, around=False)
+    assert not iom.any() and cpi.all() and share.tolist() == [[[0, 0], [1, 1]]]
 
 
 def test_maps_of_another_size_keep_their_regions() -> None:

@@ -14,7 +14,7 @@ Two things make it hold where a plain version dies:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from l2l.labelling.guard import DriftGuard
 from l2l.labelling.policy import AcceptancePolicy, State
 from l2l.model.network import Answer
-from l2l.proposals.regions import mend
+from l2l.proposals.regions import drawn
 
 
 def coverage_shift(logits: Tensor, low: float, high: float, weight: Tensor | None = None) -> Tensor:
@@ -130,10 +130,11 @@ def bernoulli_entropy(logits: Tensor) -> Tensor:
     return F.softplus(logits) - logits * logits.sigmoid()
 
 
-def mended(answer: Answer, regions: Tensor, least: Tensor) -> Answer:
-    """An answer whose pseudo-label is mended with regions (B, scales, 2h, 2w), see `proposals.regions.mend`."""
+def mended(answer: Answer, regions: Tensor, drawing: Mapping[str, Tensor]) -> Answer:
+    """An answer whose pseudo-label is drawn to regions (B, scales, 2h, 2w); `drawing` is `SESM.drawing`."""
     assert answer.proposal is not None
-    return dataclasses.replace(answer, proposal=mend(answer.proposal, regions, least=least))
+    with torch.no_grad():
+        return dataclasses.replace(answer, proposal=drawn(answer.proposal, regions, **drawing))
 
 
 def divergence(logits: Tensor, reference: Tensor | float) -> Tensor:

@@ -33,7 +33,7 @@ from l2l.labelling.reward import (
 from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
 from l2l.labelling.sesm import BOTH, alike, calibrated, hard_iou, soft_iou
 from l2l.model.network import Answer
-from l2l.proposals.regions import in_view, mend
+from l2l.proposals.regions import drawn, in_view
 from l2l.training.losses import reliability_loss, segmentation_loss
 from l2l.training.parts import Parts
 from l2l.training.pool import Batch, joined
@@ -58,7 +58,11 @@ class L2L:
         if parts.config.sesm.calibrate and (known >= ENOUGH or self.guard is None):
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*prior_on_labels(parts))
-            self.extra.policy.telling.fill_(float(parts.network.sesm.tells))
+            tells = float(parts.network.sesm.tells)
+            self.extra.policy.telling.fill_(tells**3)
+            if tells < 1:
+                parts.events.append(f"the prior's score tells little ({tells:.2f} of 1) of which priors are right: "
+                                    "they are heard more, and what teaches is chosen more by chance")  # fmt: skip
         self.regions = parts.regions if parts.config.sesm.regions else None
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):
@@ -120,7 +124,7 @@ class L2L:
             elevated, regions = teacher.elevated, None
             if self.regions is not None:
                 regions = torch.cat([self._regions(name, step, batch) for name, batch in shown])
-                teacher = mended(teacher, regions, parts.teacher.sesm.least.detach())
+                teacher = mended(teacher, regions, parts.teacher.sesm.drawing)
             state = observe(teacher, both.proposals, both.image)
             cells, samples = self.extra.judge(state, remember=slice(None) if alone else slice(count_h, None))
             accept, take = self.extra.accept(state, cells.detach(), samples.detach())
@@ -205,20 +209,20 @@ class L2L:
         loss_score = reliability_loss(elevated.score, came_fused, everywhere)
         prior = float((iou_prior * here).sum() / here.sum()) if here.any() else math.nan
         ridge = self.parts.config.sesm.ridge / len(self.folds[0]) * sesm.ridge()  # what few labels say weighs less
-        # whether to commit is a question about IoU: cross-entropy would rather stay in doubt
+        # whether to adopt is a question about IoU: cross-entropy would rather stay in doubt
         run = self.parts.config
         loss_commit = elevated.fused.new_zeros(())
         if step >= LATE * run.sesm.release * run.train.steps:  # before, the model draws worse than it will
             adopts = alike(elevated.fused.detach(), h.proposals, sesm.likeness)
             loss_commit = (adopts * (iou_fused - iou_prior)).mean()
         if regions is not None:
-            committed = mend(elevated.fused.detach(), regions[: len(y)], least=sesm.least)
-            loss_commit = loss_commit + (1 - soft_iou(committed.sigmoid(), h.mask)).mean()
+            label = drawn(elevated.fused.detach(), regions[: len(y)], **sesm.drawing)
+            loss_commit = loss_commit + segmentation_loss(label, h.mask).mean()
         return loss_fused + loss_rho + loss_kappa + loss_score + loss_commit + ridge, {
             "loss_fused": loss_fused.item(), "loss_rho": loss_rho.item(), "loss_kappa": loss_kappa.item(),
             "held_out_prior": prior, "held_out_model": float(iou_model.mean()),
-            "held_out_fused": float(iou_fused.mean()), "least": sesm.least.item(),
-            "likeness": sesm.likeness.item(),
+            "held_out_fused": float(iou_fused.mean()), "likeness": sesm.likeness.item(),
+            **{name: value.item() for name, value in sesm.drawing.items()},
         }  # fmt: skip
 
     def _policy_loss(

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2l.methods.consistency import (
@@ -27,7 +26,7 @@ from l2l.methods.consistency import (
     strong,
     unlabelled_rows,
 )
-from l2l.proposals.regions import in_view, region_counts
+from l2l.proposals.regions import compose, in_view
 from l2l.training.parts import Parts
 
 TOP = 1.3  # PWA: weight of a pixel that is sure
@@ -82,27 +81,11 @@ class Mended:
 def mend(p: Tensor, maps: Tensor, *, least_iou: float, cover: float) -> Mended:
     """The teacher's answers, mended with the regions of their pictures.
 
-    Regions are compared at twice the resolution of p, so that their outlines survive; |m| counts such half cells.
-
     Args:
-        p: (B, h, w) the teacher's probabilities. maps: (B, scales, 2h, 2w) region of each half cell, 0 for none.
-        least_iou: IOM replaces p by the region with the best IoU, if that is above. cover: CPI takes each region m
-            with |m & p| / |p| or |m & p| / |m| above.
+        p: (B, h, w) the teacher's probabilities. maps, least_iou, cover: see `compose`.
     """
     hard = (p > 0.5).float()
-    fine = hard.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    inside, sizes = region_counts(maps, fine)
-    whole = fine.sum((1, 2))[:, None, None]
-
-    iou = inside / (whole + sizes - inside).clamp_min(1)
-    best_iou, best = iou.flatten(1).max(1)
-    best_one = F.one_hot(best, iou[0].numel()).view_as(iou).bool()
-    members = (inside / whole.clamp_min(1) > cover) | (inside / sizes.clamp_min(1) > cover)
-
-    iom = best_iou > least_iou
-    cpi = ~iom & members.flatten(1).any(1)
-    chosen = torch.where(iom[:, None, None], best_one, members)
-    composed = F.avg_pool2d(_union(maps, chosen), 2)
+    composed, iom, cpi = compose(hard, maps, least_iou=least_iou, cover=cover)
     kept = (~iom & ~cpi)[:, None, None]
     # In [0, 1], as the loss wants it, which is a weighted mean: only the ratio of the weights counts.
     accept = torch.where(kept, pixel_weights(p) / TOP, 1.0)
@@ -114,8 +97,3 @@ def pixel_weights(p: Tensor) -> Tensor:
     pixel counts nothing. In [0, 1.3]."""
     density = torch.exp(-0.5 * ((p - 0.5) / 0.1) ** 2) / (0.1 * math.sqrt(2 * math.pi))
     return (TOP - density).clamp_min(0)
-
-
-def _union(maps: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen (B, scales, R) regions of maps (B, scales, h, w) as one mask (B, h, w), float."""
-    return chosen.gather(2, maps.flatten(2)).view_as(maps).any(1).float()

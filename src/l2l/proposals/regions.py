@@ -139,30 +139,55 @@ def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps.float(), size=size, mode="nearest").long()
 
 
-def mend(logits: Tensor, maps: Tensor, *, least: Tensor | float = 0.3) -> Tensor:
-    """An answer that commits to the region it must have meant, as far as there is one.
+def compose(
+    hard: Tensor, maps: Tensor, *, least_iou: float, cover: float, around: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What an answer must have meant, made of regions: SemiRES's IOM, else its CPI (arXiv 2406.01451).
 
-    A soft relative of SemiRES's IOM: the region with the greatest soft IoU with the answer takes its place by
-    sigmoid((IoU - `least`) / 0.05); what no region resembles stays as it is, and so does all of an answer that meets no
-    region.
+    Regions are compared at twice the resolution of the answer, so that their outlines survive; |m| counts such half
+    cells.
+
+    Args:
+        hard: (B, h, w), the answer p as 0 and 1. maps: (B, scales, 2h, 2w) region of each half cell, 0 for none.
+        least_iou: IOM takes the region with the best IoU, if that is above. cover: CPI takes each region m with
+            |m & p| / |m| above.
+        around: ... or with |m & p| / |p| above. That takes what is *around* a small answer, too: on photographs it made
+            labels worse (docs/LOG.md).
+
+    Returns:
+        The foreground share of each cell, (B, h, w) in [0, 1], and where that came from IOM and CPI, bool (B,). Where
+        it came from neither it is 0.
+    """
+    fine = hard.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    inside, sizes = region_counts(maps, fine)
+    whole = fine.sum((1, 2))[:, None, None]
+    iou = inside / (whole + sizes - inside).clamp_min(1)
+    best_iou, best = iou.flatten(1).max(1)
+    best_one = F.one_hot(best, iou[0].numel()).view_as(iou).bool()
+    members = inside / sizes.clamp_min(1) > cover
+    if around:
+        members |= inside / whole.clamp_min(1) > cover
+    iom = best_iou > least_iou
+    cpi = ~iom & members.flatten(1).any(1)
+    chosen = torch.where(iom[:, None, None], best_one, members & cpi[:, None, None])
+    union = chosen.gather(2, maps.long().flatten(2)).view_as(maps).any(1).float()
+    return F.avg_pool2d(union[:, None], 2)[:, 0], iom, cpi
+
+
+def drawn(logits: Tensor, maps: Tensor, *, keep: Tensor | float, draw: Tensor | float) -> Tensor:
+    """An answer and the regions it must have meant (`compose`, IoU from 0.4 on, nothing around), pooled in log odds:
+    `keep` x answer + `draw` x (1 in the regions, -1 beside them). Where it met none it stays as it is.
 
     Args:
         logits: (B, h, w). maps: integers (B, scales, 2h, 2w), regions, 0 for none.
-        least: a number, or a scalar that gets a gradient.
+        keep, draw: numbers, or scalars that get a gradient.
 
     Returns:
         Logits (B, h, w).
     """
-    p = logits.float().sigmoid()
-    fine = F.interpolate(logits.float()[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0].sigmoid()
-    inside, sizes = region_counts(maps, fine)
-    iou = inside / (fine.sum((1, 2))[:, None, None] + sizes - inside).clamp_min(1)
-    fit, best = iou.flatten(1).max(1)
-    rows, regions = torch.arange(len(maps), device=maps.device), iou.shape[2]
-    region = (maps[rows, best // regions] == (best % regions)[:, None, None]).to(p)
-    trust = torch.where(fit > 0, torch.sigmoid((fit - least) / 0.05), 0.0)[:, None, None]  # else the best is region 0
-    drawn = trust * F.avg_pool2d(region[:, None], 2)[:, 0] + (1 - trust) * p
-    return torch.logit(drawn, eps=2e-3)  # a floor of 0.03, say, adds up to another object over a whole background
+    logits = logits.float()
+    share, iom, cpi = compose((logits > 0).float(), maps, least_iou=0.4, cover=0.7, around=False)
+    return torch.where((iom | cpi)[:, None, None], keep * logits + draw * (2 * share - 1), logits)
 
 
 def _region_boxes(maps: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def judge(
             elevated = answer.elevated
             assert elevated is not None and answer.guided is not None and answer.proposal is not None
             if regions is not None:
-                answer = mended(answer, regions[number], network.sesm.least)
+                answer = mended(answer, regions[number], network.sesm.drawing)
                 assert answer.proposal is not None
             out = {
                 "proposal": batch.proposals.soft, "q": answer.q.sigmoid(), "fused": answer.proposal.sigmoid(),
