@@ -1,11 +1,10 @@
 """SESM, the self-evolving segmentation module: prior and model in, fused proposal, guidance and reliability out.
 
-Two voices speak of a pair: the proposal P, and the guided answer M (`model.network`), which starts as P and learns end
-to end when to depart from it. M is learned on pictures that the segmenter knows by heart, where its own prediction Q is
-always right; so it trusts the prior too little elsewhere. SESM mends that with what labels honestly say: the fused
-proposal is a log-linear pool of the voices (Heskes, "Selecting weighting factors in logarithmic opinion pools", NIPS
-1997), the weights of which depend on the prior's reliability rho alone. Q has no voice of its own: M has heard it, and
-a label that repeats what the pupil says teaches it its mistakes (docs/LOG.md).
+Three voices speak of a pair: the proposal P, the model's own prediction Q, and the guided answer M (`model.network`),
+which starts as P and learns end to end when to depart from it. M is learned on pictures that the segmenter knows by
+heart, where Q is always right; so it trusts the prior too little elsewhere. SESM mends that with what labels honestly
+say: the fused proposal is a log-linear pool of the voices (Heskes, "Selecting weighting factors in logarithmic opinion
+pools", NIPS 1997), the weights of which depend on the prior's reliability rho alone.
 - How good the prior is, *all* labels say, for it has learned from none of them: rho is its own score, calibrated on
   them. From there SESM starts as a rule: rho's log odds weigh the prior's voice beside M. A weight below zero takes
   from M what it has believed of a prior that is likely wrong; that needs a score that tells which priors those are.
@@ -59,7 +58,7 @@ class Elevated:
     score: Tensor
     """Logits (B,) of the expected IoU of the fused proposal."""
     weights: Tensor
-    """(B, 4): of P, Q (heard alone, or not at all) and M in the fused proposal, and what is added everywhere."""
+    """(B, 4): of P, Q and M in the fused proposal, and what is added everywhere."""
 
 
 def soft_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -200,8 +199,8 @@ class SESM(nn.Module):
         self.own = Judge(1.2, 0.8, 0.55, -0.7)  # kappa beside a prior
         self.alone = Judge(1.5, -1.35)  # kappa without one
         self.expect = Judge(1.4, 0.2, 0.25, 0.3, -0.1, -1.35)  # score
-        # weights of P, M, and a bias, each a slope in the log odds of rho and a constant
-        self.pool = nn.ModuleList(Judge(*one) for one in ((0.5, 0.0), (0.0, 0.75), (0.0, 0.0)))
+        # weights of P, Q, M, and a bias, each a slope in the log odds of rho and a constant
+        self.pool = nn.ModuleList(Judge(*one) for one in ((0.5, 0.0), (0.0, 0.0), (0.0, 0.75), (0.0, 0.0)))
         self.commit = Judge(0.65, 2.0)  # keep, draw
         self.adopt = Judge(0.7)  # likeness
         self.guide = Guidance(width=width)
@@ -267,8 +266,8 @@ class SESM(nn.Module):
         q, guided = (one.detach().float().clamp(-6, 6) for one in (q, guided))
         log_prior, model = to_logit(soft) * here[:, None, None], q.sigmoid()
         known = (rho.detach() * here).clamp(-4, 4)
-        prior, guided_, bias = (judge(known[:, None]) for judge in self.pool)
-        weights = torch.stack([prior + HEARD * (1 - self.tells), torch.zeros_like(bias), guided_, bias], dim=1)
+        weights = torch.stack([judge(known[:, None]) for judge in self.pool], dim=1)  # (B, 4)
+        weights = weights + HEARD * (1 - self.tells) * torch.eye(4, device=q.device)[0]
         if not self.weighs:
             weights = torch.eye(4, device=q.device)[2].expand_as(weights)
         only = torch.eye(4, device=q.device)
