@@ -268,6 +268,16 @@ def test_a_score_that_says_nothing_does_not_turn_the_prior_into_evidence_against
     assert weight.min() > 0.5 > rho.sigmoid().max()  # wrong more often than right, and heard
 
 
+def test_where_the_score_says_nothing_the_model_is_not_heard_twice() -> None:
+    """rho knows nothing but how far Q agrees then."""
+    sesm, given_ = stirred(), proposals()
+    for tells in (1.0, 0.5, 0.0):
+        sesm.tells.fill_(tells)
+        weights = elevate(sesm, given_, noise(), noise(1)).weights
+        whole = sesm.pool[1](sesm.reliability(given_, noise()).clamp(-4, 4)[:, None])
+        assert torch.allclose(weights[:, 1], tells * whole, atol=1e-5) and whole.abs().min() > 0
+
+
 def test_what_labels_say_of_the_prior_is_kept_with_the_weights() -> None:
     sesm, other, given_ = fresh(), fresh(), proposals()
     sesm.calibrate(torch.full((40,), 0.8), torch.zeros(40))  # sure of itself and always wrong

@@ -9,7 +9,7 @@ pools", NIPS 1997), the weights of which depend on the prior's reliability rho a
   them. From there SESM starts as a rule: rho's log odds weigh the prior's voice beside M. A weight below zero takes
   from M what it has believed of a prior that is likely wrong; that needs a score that tells which priors those are.
   Where it does not (`tells`), the prior is heard for what even a poor one is worth: an object is where it says far more
-  often than by chance.
+  often than by chance; and Q is heard less, for its agreement is then all that rho knows, and would count twice.
 - How good Q and M are, only held-out labels say, and a dozen numbers are learned from them, under a ridge that makes
   each departure earn its place: anything larger learned a few dozen labels by heart (docs/LOG.md).
 - Where the fused proposal means what the prior's means, that may have the better outline. Then the prior's is the
@@ -266,8 +266,8 @@ class SESM(nn.Module):
         q, guided = (one.detach().float().clamp(-6, 6) for one in (q, guided))
         log_prior, model = to_logit(soft) * here[:, None, None], q.sigmoid()
         known = (rho.detach() * here).clamp(-4, 4)
-        weights = torch.stack([judge(known[:, None]) for judge in self.pool], dim=1)  # (B, 4)
-        weights = weights + HEARD * (1 - self.tells) * torch.eye(4, device=q.device)[0]
+        of_p, of_q, of_m, bias = (judge(known[:, None]) for judge in self.pool)
+        weights = torch.stack([of_p + HEARD * (1 - self.tells), of_q * self.tells, of_m, bias], dim=1)  # (B, 4)
         if not self.weighs:
             weights = torch.eye(4, device=q.device)[2].expand_as(weights)
         only = torch.eye(4, device=q.device)
