@@ -105,7 +105,9 @@ def test_a_picture_of_val_stays_there(tmp_path: Path, labelled: list[Label]) -> 
     kept = decide(tmp_path / "kept", (mine[0], "accept", labelled[0].mask.decode()))
     found = write_corrected(kept, read_decisions(kept), labelled, tmp_path / "data", also=known)
     assert (found.corrected, found.rejected, found.unlabelled) == (1, 0, len(labelled) - 1)
-    assert {one.split for one in l2l.read(tmp_path / "data").samples} == {"val"}
+    back = l2l.read(tmp_path / "data").samples
+    assert {one.split for one in back} == {"val"}
+    assert {one.id: one.chosen for one in back} == {"k": False, mine[0]: True}
     rest = [json.loads(line)["id"] for line in (tmp_path / "data" / "unlabelled.jsonl").read_text().splitlines()]
     assert rest and set(rest).isdisjoint(mine)
     left = [json.loads(line) for line in (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()]

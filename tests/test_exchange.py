@@ -468,6 +468,7 @@ def test_coco_answers(labels: list[Label], tmp_path: Path) -> None:
     found = write_corrected(file, read_coco(file), labels, tmp_path / "back")
     assert (found.corrected, found.rejected, found.unlabelled) == (5, 1, 1)
     samples = {one.id: one for one in read(tmp_path / "back").samples}
+    assert all(one.chosen for one in samples.values())  # nobody drew them by lot
     assert samples["column"].mask().sum() == 20
     assert same(samples["ring"].mask(), masks()["ring"])
     assert samples["touching"].mask().sum() == 19

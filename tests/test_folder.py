@@ -41,7 +41,7 @@ def test_every_way_to_say_it(root: Path) -> None:
         "",
         {"file_name": "img/a.png", "expression": "d", "masks": ["m.png", rle.to_coco()]},
         {"file_name": "img/a.png", "text": "e", "masks": []},
-        {"file_name": "img/a.png", "text": "f", "mask": None},
+        {"file_name": "img/a.png", "text": "f", "mask": None, "chosen": True},
         {"file_name": "img/a.png", "text": "g", "image_id": 12},
     )
     samples = read_folder(root)
@@ -49,6 +49,7 @@ def test_every_way_to_say_it(root: Path) -> None:
     assert [sample.sentences for sample in samples] == [("a", "b"), ("c",), ("d",), ("e",), ("f",), ("g",)]
     assert [sample.id for sample in samples] == ["7", "r2", "r4", "r5", "r6", "r7"]
     assert samples[0].sentence_ids == ("7_0", "7_1")
+    assert [sample.chosen for sample in samples] == [False] * 4 + [True, False]
     assert [sample.split for sample in samples] == ["val"] + ["train"] * 5
     assert [sample.image_id for sample in samples] == ["img/a.png"] * 5 + ["12"]
     assert {sample.image for sample in samples} == {str(root / "img" / "a.png")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tiny import make_world
 
 from l2l.config import Config
 from l2l.errors import InputError
-from l2l.methods.l2l import FEWEST, L2L, make_folds, prior_on_labels, prior_rows
+from l2l.methods.l2l import ENOUGH, FEWEST, L2L, drawn_refs, make_folds, prior_on_labels, prior_rows
 from l2l.training.loop import METRICS, NonFiniteLoss, Run, _cut_metrics, schedule, train, train_step
 from l2l.training.prepare import prepare
 
@@ -141,3 +142,27 @@ def test_what_counts_is_how_many_referents_are_held_out(config: Config, monkeypa
     assert isinstance(run.method, L2L)
     assert len(run.method.folds[0]) < FEWEST and run.method.guard is not None and not run.method.guard.honest
     assert run.parts.network.sesm.line.tolist() != [1, 0]
+
+
+def test_labels_that_people_chose_teach_and_do_not_say_how_good_the_prior_is(config: Config) -> None:
+    known = config.replace("data", rate=0.95)
+    prepared = prepare(known)
+    pool = Run.start(known, prepared).parts.pool
+    worst = {pool.samples[ref].image_id for ref in pool.labelled.nonzero()[:3, 0].tolist()}
+
+    def chosen(images: set[str]) -> Run:
+        """As if the first referent of each of these images came from the head of a review queue."""
+        left = set(images)
+        samples = [replace(one, chosen=one.image_id in left and not left.discard(one.image_id)) for one in pool.samples]
+        return Run.start(known, replace(prepared, pool=replace(pool, samples=tuple(samples))))
+
+    run = chosen(worst)
+    parts, drawn = run.parts, drawn_refs(run.parts)
+    assert isinstance(run.method, L2L) and ENOUGH <= len(drawn) < len(parts.labelled_refs)
+    assert worst.isdisjoint(parts.pool.samples[ref].image_id for ref in drawn.tolist())
+    assert torch.isin(parts.pool.ref_of[prior_rows(parts)], drawn).all()
+    assert sorted(torch.cat(run.method.folds).tolist()) == drawn.tolist()
+    seen, held = run.method.fold_at(0)
+    assert sorted([*seen.tolist(), *held.tolist()]) == parts.labelled_refs.tolist()  # they teach
+    everywhere = chosen({one.image_id for one in pool.samples}).parts
+    assert torch.equal(drawn_refs(everywhere), everywhere.labelled_refs)  # better than nothing

@@ -43,6 +43,9 @@ class Sample:
     """Masks at the image's own size; see above."""
     split: str = "train"
     """`train`, `val`, `testA`, ...; `unlabelled` pairs have split `train` and no targets."""
+    chosen: bool = False
+    """Whether somebody picked it for what it is, as from the head of a review queue. It teaches as any other; but how
+    good priors are on the whole it does not say, as a random draw would."""
     provenance: str = ""
     """Where the record was read from, for error messages: `refs(unc).p, ref 12`."""
 

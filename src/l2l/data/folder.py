@@ -25,7 +25,7 @@ def read_folder(root: Path, *, images: Path | None = None, bad: BadRecords | Non
     meant. `mask` is the path of a lossless mask picture (not zero = target), relative to the folder, or a COCO RLE
     object; `masks` is a list of these, empty for a sentence without target. Without either, or with null, the line is
     unlabelled. `split` (default `train`), `id` (`r` and the line's number), `sentence_ids` (a list; ID_0, ID_1, ...)
-    and `image_id` (the picture's name) may be given.
+    and `image_id` (the picture's name) may be given, and `chosen` (see `Sample`).
 
     Args:
         root: the folder.
@@ -46,6 +46,7 @@ def read_folder(root: Path, *, images: Path | None = None, bad: BadRecords | Non
             sentence_ids=_sentence_ids(line, key, len(sentences)),
             targets=_targets(line, root),
             split=plain_text(line.get("split", "train")),
+            chosen=line.get("chosen") is True,
             provenance=f"{path.name}, line {number}",
             **sizes.picture(line),
         )

@@ -153,7 +153,7 @@ def _pair(label: Label) -> dict[str, Any]:
 def _record(label: Label, mask: Rle, split: str) -> dict[str, Any]:
     return {
         "file_name": label.file_name, "id": label.id, "sentences": [label.sentence], "sentence_ids": [label.id],
-        "split": split, "masks": [mask.to_coco()] if mask.area() else [],
+        "split": split, "masks": [mask.to_coco()] if mask.area() else [], "chosen": True,
     }  # fmt: skip
 
 
@@ -173,6 +173,6 @@ def _labelled(
         lines.append({
             "file_name": name, "id": f"{dataset.name}-{one.id}" if one.id in taken else one.id,
             "sentences": list(one.sentences), "sentence_ids": list(one.sentence_ids), "split": one.split,
-            "masks": [target.to_coco() for target in one.targets or ()],
+            "masks": [target.to_coco() for target in one.targets or ()], "chosen": one.chosen,
         })  # fmt: skip
     return lines

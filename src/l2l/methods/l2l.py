@@ -300,8 +300,8 @@ def make_rple(config: Config, *, honest: bool = True, refs: int = 0, labels: int
 
 def make_folds(parts: Parts) -> list[Tensor]:
     """Refs of the labelled images, dealt into folds by image. One image alone is its own fold, and learned from."""
-    refs = parts.labelled_refs
-    images = parts.pool.image_of[torch.tensor([parts.pool.pairs_of[ref][0] for ref in refs.tolist()])]
+    refs = drawn_refs(parts)
+    images = images_of(parts, refs)
     names = images.unique()
     share = parts.config.sesm.held_out
     if not share or len(names) < 2:
@@ -344,10 +344,25 @@ def representative(parts: Parts, names: Tensor, held: int) -> Tensor:
     return orders[unlike.argmin()]
 
 
+def images_of(parts: Parts, refs: Tensor) -> Tensor:
+    """The image of each ref."""
+    return parts.pool.image_of[torch.tensor([parts.pool.pairs_of[ref][0] for ref in refs.tolist()])]
+
+
+def drawn_refs(parts: Parts) -> Tensor:
+    """Labelled refs on images of which nobody chose any (`Sample.chosen`); all of them, where that leaves fewer than
+    `ENOUGH`. People choose what the prior has got wrong: from that, it would look worse than it is."""
+    refs = parts.labelled_refs
+    chosen = torch.tensor([parts.pool.samples[ref].chosen for ref in refs.tolist()])
+    images = images_of(parts, refs)
+    drawn = refs[~torch.isin(images, images[chosen])]
+    return drawn if len(drawn) >= ENOUGH else refs
+
+
 def prior_rows(parts: Parts) -> Tensor:
-    """Rows (N,) of all labelled pairs that have a proposal."""
+    """Rows (N,) of the labelled pairs that have a proposal, as `drawn_refs` has them."""
     pool = parts.pool
-    rows = torch.tensor([row for ref in parts.labelled_refs.tolist() for row in pool.pairs_of[ref]])
+    rows = torch.tensor([row for ref in drawn_refs(parts).tolist() for row in pool.pairs_of[ref]])
     return rows[pool.present[rows]]
 
 
