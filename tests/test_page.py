@@ -413,6 +413,15 @@ def test_review_in_a_browser(labels: Path, tmp_path: Path, browser: Browser) -> 
         assert browser.value("document.getElementById('sentence').textContent") == SCRIPT
         assert browser.value("document.getElementById('progress').textContent") == "0 of 5, 0 rejected"
         browser.picture(shots / "review.png")
+        waiting = "document.getElementById('stage').classList.contains('waiting')"
+        assert not browser.value(waiting)
+        browser.value("const asked = fetch; window.fetch = () => new Promise(() => {})")  # no answer ever comes
+        browser.press("n")
+        browser.wait(waiting)  # the old picture does not stand under the new sentence
+        assert browser.value("document.getElementById('sentence').textContent") != SCRIPT
+        browser.value("window.fetch = asked")
+        browser.press("p")
+        browser.wait(f"!{waiting}")
         browser.press("r")
         browser.wait("document.getElementById('picture').alt.includes('turned')")
         assert browser.value("document.getElementById('progress').textContent") == "1 of 5, 1 rejected"

@@ -58,6 +58,7 @@ function reviewPage() {
     $("score").textContent = pair.score.toFixed(2);
     $("pair").textContent = pair.id;
     item = null;
+    stage.classList.add("waiting"); // what stands there belongs to another sentence
     try {
       const [told, blob] = await Promise.all([
         ask(`/review/item/${pair.number}`).then((reply) => reply.json()),
@@ -92,6 +93,7 @@ function reviewPage() {
     refit();
     redraw();
     sizeIs(size);
+    stage.classList.remove("waiting");
   }
 
   function refit() {
