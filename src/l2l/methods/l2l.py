@@ -58,11 +58,7 @@ class L2L:
         if parts.config.sesm.calibrate and (known >= ENOUGH or self.guard is None):
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*prior_on_labels(parts))
-            tells = float(parts.network.sesm.tells)
-            self.extra.policy.telling.fill_(tells**3)
-            if tells < 1:
-                parts.events.append(f"the prior's score tells little ({tells:.2f} of 1) of which priors are right: "
-                                    "they are heard more, and what teaches is chosen more by chance")  # fmt: skip
+            self.extra.policy.telling.fill_(float(parts.network.sesm.tells) ** 3)
         self.regions = parts.regions if parts.config.sesm.regions else None
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):
@@ -90,6 +86,9 @@ class L2L:
 
     def step(self, step: int) -> tuple[Tensor, dict[str, float]]:
         parts, config, guard = self.parts, self.parts.config, self.guard
+        if step == 0 and (tells := float(parts.network.sesm.tells)) < 1:
+            parts.events.append(f"the prior's score tells little ({tells:.2f} of 1) of which priors are right: "
+                                "they are heard more, and what teaches is chosen more by chance")  # fmt: skip
         if step == 0 and guard is not None and not guard.honest:
             known = prior_on_labels(parts)[1]
             prior = float(known.mean()) if len(known) else math.nan
