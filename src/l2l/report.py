@@ -69,7 +69,7 @@ def report(
     """
     from l2l.priors.known import seen
     from l2l.report_calibration import calibrated
-    from l2l.report_curves import read_metrics, temporal, told, training
+    from l2l.report_curves import SCORE, read_metrics, temporal, told, training
     from l2l.report_gallery import make_gallery
     from l2l.training.loop import METRICS, load_run
     from l2l.training.prepare import read_data
@@ -96,7 +96,9 @@ def report(
             rows += _rows(other, config_other, about_other, theirs, ids, rows)
             notes += [f"{other.name}: {note}" for note in said]
 
-    logs, probes, events = read_metrics(run / METRICS)
+    logs, probes, every = read_metrics(run / METRICS)
+    events = [one for one in every if not one.text.startswith(SCORE)]
+    notes += [one.text[0].upper() + one.text[1:] for one in every if one.text.startswith(SCORE)]  # nothing happened
     shown: list[Section] = []
     if network is not None and samples and gallery > 0:
         shown = make_gallery(run, config, network, extra, about, truth or samples, found, gallery)

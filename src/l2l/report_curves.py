@@ -13,7 +13,7 @@ from l2l.report_plots import Line, Mark, Plot, curves
 
 Rows = list[dict[str, float]]
 
-GUARD = "drift guard: "
+GUARD, SCORE = "drift guard: ", "prior's score: "
 
 YARDSTICKS = {
     "iou_proposal": "IoU of P†, the prior's proposal",
