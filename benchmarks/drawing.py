@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from trial import ROOT, configure
+from trial import ROOT, configure, some_of
 
 from l2l.labelling.sesm import hard_iou, soft_iou
 from l2l.proposals.regions import compose, drawn, nearest
@@ -47,11 +47,9 @@ def main() -> None:
     config = configure(args, args.out)
     run = Run.start(config, prepare(config))
     pool = run.parts.pool
-    free = (~pool.labelled[pool.ref_of]).nonzero()[:, 0]
-    free = free[torch.randperm(len(free), generator=torch.Generator().manual_seed(0))[:2400]]  # as `trial.snapshot`
     said = torch.load(args.out / f"{args.name}.pt")["pool"]
     fused, truth = said["fused"], said["truth"]
-    maps = nearest(run.parts.regions[pool.image_of[free]], (2 * truth.shape[1], 2 * truth.shape[2]))
+    maps = nearest(run.parts.regions[pool.image_of[some_of(pool)]], (2 * truth.shape[1], 2 * truth.shape[2]))
     hard = (fused > 0).float()
     show("fused proposal", fused.sigmoid(), truth)
     for around in (True, False):

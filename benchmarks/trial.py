@@ -114,15 +114,19 @@ def let_truth_decide(run: Run, prepared: Prepared) -> None:
     rple.accept = accept  # type: ignore[method-assign]
 
 
+def some_of(pool: Pool) -> Tensor:
+    """Rows (N,) of 2,400 unlabelled pairs, always the same ones."""
+    free = (~pool.labelled[pool.ref_of]).nonzero()[:, 0]
+    return free[torch.randperm(len(free), generator=torch.Generator().manual_seed(0))[:2400]]
+
+
 @torch.no_grad()
 def snapshot(run: Run, prepared: Prepared, path: Path) -> None:
     """What P, Q and M say of pairs of the pool, of the held-out labels and of those that are learned from."""
     assert isinstance(run.method, L2L)
     parts, pool = run.parts, run.parts.pool
-    free = (~pool.labelled[pool.ref_of]).nonzero()[:, 0]
-    free = free[torch.randperm(len(free), generator=torch.Generator().manual_seed(0))[:2400]]
     seen, held = run.method.fold_at(run.step)
-    rows = {"pool": free} | {
+    rows = {"pool": some_of(pool)} | {
         name: torch.tensor([row for ref in refs.tolist() for row in pool.pairs_of[ref]])
         for name, refs in (("held", held), ("seen", seen))
     }

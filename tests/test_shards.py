@@ -141,6 +141,7 @@ def test_whatever_is_said(records: list[tuple[list[str], list[int] | None, bool]
         samples.append(Sample(
             id=f"r{number}", image="", image_id=f"{number}", size=(3, 4), sentences=tuple(sentences), targets=targets,
             sentence_ids=tuple(f"{number}-{at}" for at in range(len(sentences))), split="val" if new else "train",
+            chosen=new,
         ))  # fmt: skip
         groups.append(Packed(f"{number:08d}.png", png(3, 4), (samples[-1],)))
     for write, read in ((write_tar, read_tar), (write_parquet, read_parquet)):

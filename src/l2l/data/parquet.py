@@ -19,12 +19,16 @@ from l2l.errors import BadRecords, InputError
 from l2l.sample import Sample
 
 GROUP = 100  # rows of a row group: what is lost together where a file is damaged, and in memory at a time
-READ = ("id", "image", "image_id", "split", "sentences", "sentence", "expression", "text", "sentence_ids", "masks")
+READ = ("id", "image", "image_id", "split", "sentences", "sentence", "expression", "text", "sentence_ids", "masks",
+        "chosen")  # fmt: skip
 
 
 def write_parquet(pictures: list[Packed]) -> bytes:
     """A parquet file as bytes: `id`, `image` (struct of bytes and path), `image_id`, `split`, `sentences`,
-    `sentence_ids`, `masks` (COCO RLE; null where nothing is known). Raises `InputError` if pyarrow is missing."""
+    `sentence_ids`, `masks` (COCO RLE; null where nothing is known), `chosen`.
+
+    Raises `InputError` if pyarrow is missing.
+    """
     pa, parquet = _arrow()
     rows = [
         {"image": {"bytes": one.content, "path": one.name}, "image_id": sample.image_id, **record_of(sample)}
@@ -38,10 +42,12 @@ def write_parquet(pictures: list[Packed]) -> bytes:
         "sentences": {"feature": string, "_type": "List"}, "sentence_ids": {"feature": string, "_type": "List"},
         "masks": {"feature": {"size": {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"},
                               "counts": string}, "_type": "List"},
+        "chosen": {"dtype": "bool", "_type": "Value"},
     }  # fmt: skip
     schema = pa.schema(
         [("id", text), ("image", pa.struct([("bytes", pa.binary()), ("path", text)])), ("image_id", text),
-         ("split", text), ("sentences", pa.list_(text)), ("sentence_ids", pa.list_(text)), ("masks", pa.list_(mask))],
+         ("split", text), ("sentences", pa.list_(text)), ("sentence_ids", pa.list_(text)), ("masks", pa.list_(mask)),
+         ("chosen", pa.bool_())],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )  # fmt: skip
     out = io.BytesIO()

@@ -187,7 +187,7 @@ def record_of(sample: Sample) -> dict[str, Any]:
     """What a shard keeps of a sample beside the picture; `masks` is COCO RLE, `None` where nothing is known."""
     masks = None if sample.targets is None else [target.to_coco() for target in sample.targets]
     return {"id": sample.id, "split": sample.split, "sentences": list(sample.sentences),
-            "sentence_ids": list(sample.sentence_ids), "masks": masks}  # fmt: skip
+            "sentence_ids": list(sample.sentence_ids), "masks": masks, "chosen": sample.chosen}  # fmt: skip
 
 
 def sample_of(
@@ -204,7 +204,7 @@ def sample_of(
     return Sample(
         id=name, image=image, image_id=image_id, size=size, sentences=sentences, sentence_ids=tuple(map(str, keys)),
         targets=None if masks is None else tuple(Rle.from_coco(mask) for mask in masks),
-        split=plain_text(value.get("split") or "train"), provenance=provenance,
+        split=plain_text(value.get("split") or "train"), chosen=value.get("chosen") is True, provenance=provenance,
     )  # fmt: skip
 
 

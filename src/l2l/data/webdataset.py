@@ -1,8 +1,8 @@
 """WebDataset tars: https://github.com/webdataset/webdataset, files of one record side by side under one key.
 
 Here a record is a picture: `00000012.jpg` (or `.png`) and `00000012.json` with `image_id` and `refs`, one entry for
-each referent: `id`, `split`, `sentences`, `sentence_ids` and, where known, `masks` (COCO RLE). So no picture is there
-twice. A JSON without `refs` is read as one referent.
+each referent: `id`, `split`, `sentences`, `sentence_ids`, `chosen` and, where known, `masks` (COCO RLE). So no picture
+is there twice. A JSON without `refs` is read as one referent.
 """
 
 from __future__ import annotations

@@ -201,15 +201,15 @@ class SESM(nn.Module):
         self.expect = Judge(1.4, 0.2, 0.25, 0.3, -0.1, -1.35)  # score
         # weights of P, Q, M, and a bias, each a slope in the log odds of rho and a constant
         self.pool = nn.ModuleList(Judge(*one) for one in ((0.5, 0.0), (0.0, 0.0), (0.0, 0.75), (0.0, 0.0)))
-        self.commit = Judge(0.65, 2.0)  # keep, draw
+        self.draw = Judge(0.65, 2.0)  # keep, draw
         self.adopt = Judge(0.7)  # likeness
         self.guide = Guidance(width=width)
 
     @property
     def drawing(self) -> dict[str, Tensor]:
         """How far a label keeps to the fused proposal and is drawn to regions, scalars `keep` and `draw` (see
-        `proposals.regions.drawn`). Where regions are objects `draw` rises, else it falls: held-out labels say which."""
-        keep, draw = self.commit.weights
+        `proposals.regions.drawn`). Held-out labels move them, and not far (docs/LOG.md)."""
+        keep, draw = self.draw.weights
         return {"keep": keep, "draw": draw}
 
     @property

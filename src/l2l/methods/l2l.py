@@ -210,14 +210,14 @@ class L2L:
         ridge = self.parts.config.sesm.ridge / len(self.folds[0]) * sesm.ridge()  # what few labels say weighs less
         # whether to adopt is a question about IoU: cross-entropy would rather stay in doubt
         run = self.parts.config
-        loss_commit = elevated.fused.new_zeros(())
+        loss_answer = elevated.fused.new_zeros(())
         if step >= LATE * run.sesm.release * run.train.steps:  # before, the model draws worse than it will
             adopts = alike(elevated.fused.detach(), h.proposals, sesm.likeness)
-            loss_commit = (adopts * (iou_fused - iou_prior)).mean()
+            loss_answer = (adopts * (iou_fused - iou_prior)).mean()
         if regions is not None:
             label = drawn(elevated.fused.detach(), regions[: len(y)], **sesm.drawing)
-            loss_commit = loss_commit + segmentation_loss(label, h.mask).mean()
-        return loss_fused + loss_rho + loss_kappa + loss_score + loss_commit + ridge, {
+            loss_answer = loss_answer + segmentation_loss(label, h.mask).mean()
+        return loss_fused + loss_rho + loss_kappa + loss_score + loss_answer + ridge, {
             "loss_fused": loss_fused.item(), "loss_rho": loss_rho.item(), "loss_kappa": loss_kappa.item(),
             "held_out_prior": prior, "held_out_model": float(iou_model.mean()),
             "held_out_fused": float(iou_fused.mean()), "likeness": sesm.likeness.item(),
@@ -352,7 +352,7 @@ def drawn_refs(parts: Parts) -> Tensor:
     """Labelled refs on images of which nobody chose any (`Sample.chosen`); all of them, where that leaves fewer than
     `ENOUGH`. People choose what the prior has got wrong: from that, it would look worse than it is."""
     refs = parts.labelled_refs
-    chosen = torch.tensor([parts.pool.samples[ref].chosen for ref in refs.tolist()])
+    chosen = torch.tensor([parts.pool.samples[ref].chosen for ref in refs.tolist()], dtype=torch.bool)
     images = images_of(parts, refs)
     drawn = refs[~torch.isin(images, images[chosen])]
     return drawn if len(drawn) >= ENOUGH else refs
