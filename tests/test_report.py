@@ -195,7 +195,7 @@ def test_without_truth_for_the_unlabelled(tmp_path: Path) -> None:
     assert "There is no truth to measure with" in page and "held out of the segmenter" in page
     assert "IoU on held-out labels, %" in page and len(headline(page)) == 3
     assert "The drift guard was off." in page
-    assert "Prior&#39;s score: it tells little" in page and "Events of the training" not in page
+    assert "of what it should of which priors are right" in page and "Events of the training" not in page
 
 
 def test_without_truth_on_the_split(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def report(
 
     logs, probes, every = read_metrics(run / METRICS)
     events = [one for one in every if not one.text.startswith(SCORE)]
-    notes += [one.text[0].upper() + one.text[1:] for one in every if one.text.startswith(SCORE)]  # nothing happened
+    notes += [f"{one.text[0].upper()}{one.text[1:]}." for one in every if one.text.startswith(SCORE)]
     shown: list[Section] = []
     if network is not None and samples and gallery > 0:
         shown = make_gallery(run, config, network, extra, about, truth or samples, found, gallery)

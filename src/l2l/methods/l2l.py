@@ -87,8 +87,8 @@ class L2L:
     def step(self, step: int) -> tuple[Tensor, dict[str, float]]:
         parts, config, guard = self.parts, self.parts.config, self.guard
         if step == 0 and (tells := float(parts.network.sesm.tells)) < 1:
-            parts.events.append(f"prior's score: it tells little ({tells:.2f} of 1) of which priors are right, so they "
-                                "are heard more, and what teaches is chosen more by chance")  # fmt: skip
+            parts.events.append(f"prior's score: it tells {tells:.0%} of what it should of which priors are right; "
+                                "the less, the more they are heard, and the choice is left to chance")  # fmt: skip
         if step == 0 and guard is not None and not guard.honest:
             known = prior_on_labels(parts)[1]
             prior = float(known.mean()) if len(known) else math.nan
