@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sqlite3
@@ -147,6 +148,15 @@ def test_a_store_survives_being_killed(tmp_path: Path, after: int) -> None:
     again = PriorStore(tmp_path, create=True)
     again.put([("later", Prior())])
     assert again.get(["later"]) == {"later": Prior()}
+
+
+def test_a_store_that_another_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = sqlite3.connect(tmp_path / FILE)
+    other.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, timeout=0))
+    with pytest.raises(InputError, match="another process is writing this prior store: wait for it"):
+        PriorStore(tmp_path, create=True)
+    other.close()
 
 
 def test_no_store_here(tmp_path: Path) -> None:

@@ -69,6 +69,9 @@ class PriorStore:
             if error.sqlite_errorcode in UNWRITTEN:
                 raise InputError(f"the prior store cannot be written ({error}); nothing that was written before is "
                                  "lost: make room; the same command goes on", file=self.path / FILE) from error
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                raise InputError("another process is writing this prior store: wait for it; the same command goes on",
+                                 file=self.path / FILE) from error  # fmt: skip
             raise InputError(f"the prior store is damaged or not writable: {error}", file=self.path / FILE) from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise InputError(f"the prior store is damaged or not writable: {error}", file=self.path / FILE) from error
