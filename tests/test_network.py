@@ -92,6 +92,27 @@ def test_guidance_starts_without_effect() -> None:
     assert torch.equal(answer.best, answer.elevated.answer)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_the_guided_pass_teaches_the_encoder_less(share: float) -> None:
+    made, given = network(), inputs()
+
+    def taught(share: float) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        made.guided_share = share
+        guided = made(*given).guided
+        assert guided is not None
+        encoder, decoder = list(made.segmenter.vision.parameters()), list(made.segmenter.smooth.parameters())
+        found = torch.autograd.grad(guided.square().sum(), encoder + decoder, allow_unused=True)
+        there = [torch.zeros(()) if one is None else one for one in found]
+        return guided, there[: len(encoder)], there[len(encoder) :]
+
+    whole, less = taught(1.0), taught(share)
+    assert torch.equal(whole[0], less[0])  # what it says is the same
+    assert any(one.any() for one in whole[1])
+    for one, other in zip(whole[1], less[1], strict=True):
+        assert torch.allclose(share * one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+    assert all(torch.allclose(one, other, rtol=1e-4) for one, other in zip(whole[2], less[2], strict=True))
+
+
 def test_pairs_do_not_see_one_another() -> None:
     made, (image, tokens, proposals) = network(), inputs()
     together, alone = made(image, tokens, proposals), made(image[1:2], tokens[1:2], proposals[1:2])

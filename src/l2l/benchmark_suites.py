@@ -154,6 +154,7 @@ ABLATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("held-out labels released at 80 %", ("sesm.release=0.8",)),
     ("labels not mended", ("sesm.regions=false",)),
     ("without guidance", ("sesm.guidance=false",)),
+    ("the guided pass teaches the encoder as much", ("sesm.guided_share=1",)),
     ("without a prior", ("data.prior=",)),
     ("everything believed", ("rple.rule=threshold", "rple.threshold=0.5")),
     ("fixed threshold for RPLE", ("rple.rule=threshold",)),

@@ -59,6 +59,7 @@ class L2L:
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*prior_on_labels(parts))
             self.extra.policy.telling.fill_(float(parts.network.sesm.tells) ** 3)
+        parts.network.guided_share = parts.config.sesm.guided_share
         self.regions = parts.regions if parts.config.sesm.regions else None
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):

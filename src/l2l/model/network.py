@@ -38,10 +38,14 @@ class Answer:
 
 
 class Network(nn.Module):
-    """One encoding, two decodings: unguided (Q), then guided by the prior (M); SESM fuses prior, Q and M."""
+    """One encoding, two decodings: unguided (Q), then guided by the prior (M); SESM fuses prior, Q and M.
+
+    `guided_share` is the share of the guided decoding's gradient that reaches the encoder, 1 unless a method sets it.
+    """
 
     def __init__(self, *, segmenter: Segmenter, sesm: SESM):
         super().__init__()
+        self.guided_share = 1.0
         self.segmenter, self.sesm = segmenter, sesm
 
     def forward(
@@ -53,8 +57,9 @@ class Network(nn.Module):
         q, features = self.segmenter.decode(encoded)
         if proposals is None:
             return Answer(encoded, q, features)
-        heard = self.sesm.listen(encoded, proposals, q)
-        guided = self.guide(encoded, heard)
+        lent = encoded.eased(self.guided_share)
+        heard = self.sesm.listen(lent, proposals, q)
+        guided = self.guide(lent, heard)
         elevated = self.sesm.fuse(heard.rho, proposals, q, guided)
         return Answer(encoded, q, features, elevated, guided, elevated.fused, self.sesm.fuses)
 

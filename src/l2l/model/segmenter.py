@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,6 +30,12 @@ class Encoded:
 
     def __getitem__(self, rows: slice) -> Encoded:
         return Encoded(tuple(one[rows] for one in self.maps), self.sentence[rows])
+
+    def eased(self, share: float) -> Encoded:
+        """The same, of whose maps only that share of the gradient goes back into the encoder."""
+        if share == 1:
+            return self
+        return Encoded(tuple(torch.lerp(one.detach(), one, share) for one in self.maps), self.sentence)
 
     def detach(self) -> Encoded:
         return Encoded(tuple(one.detach() for one in self.maps), self.sentence.detach())
