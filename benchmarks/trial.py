@@ -2,12 +2,13 @@
 1), or photographs of fashion's training part alone, a hundred of which are measured on.
 
     python benchmarks/trial.py NAME METHOD [--world fashion] [--steps 300] [--rate 0.05] [--seed 0]
-                               [--prior 0.6[,scores=blank]] [--oracle] [--snapshot 240] [--set A.B=C]
+                               [--prior 0.6[,scores=blank]] [--oracle] [--snapshot 240 [--pictures]] [--set A.B=C]
 
 Writes OUT/NAME.log: the yardsticks of the pseudo-labels as the run goes, and val mIoU and P@0.5 with the prior, without
 it and of the prior alone. `--oracle` lets the truth decide what L2L accepts (exactly the right cells): what any rule of
 acceptance could win at most. Not a method: it looks at what nobody may see. `--snapshot STEP` keeps what all voices say
-after that step, of 2,400 pairs of the pool and of all labelled ones, in OUT/NAME.pt for `benchmarks/fusions.py`.
+after that step, of 2,400 pairs of the pool (with `--pictures`: of all pairs of 600 pictures) and of all labelled ones,
+in OUT/NAME.pt for `benchmarks/fusions.py`, `drawing.py` and, with `--pictures`, `neighbours.py`.
 """
 
 from __future__ import annotations
@@ -114,19 +115,23 @@ def let_truth_decide(run: Run, prepared: Prepared) -> None:
     rple.accept = accept  # type: ignore[method-assign]
 
 
-def some_of(pool: Pool) -> Tensor:
-    """Rows (N,) of 2,400 unlabelled pairs, always the same ones."""
+def some_of(pool: Pool, *, pictures: bool = False) -> Tensor:
+    """Rows (N,) of 2,400 unlabelled pairs, or of all unlabelled pairs of 600 pictures; always the same ones."""
     free = (~pool.labelled[pool.ref_of]).nonzero()[:, 0]
+    if pictures:
+        names = pool.image_of[free].unique()
+        chosen = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))[:600]
+        return free[torch.isin(pool.image_of[free], names[chosen])]
     return free[torch.randperm(len(free), generator=torch.Generator().manual_seed(0))[:2400]]
 
 
 @torch.no_grad()
-def snapshot(run: Run, prepared: Prepared, path: Path) -> None:
+def snapshot(run: Run, prepared: Prepared, path: Path, *, pictures: bool = False) -> None:
     """What P, Q and M say of pairs of the pool, of the held-out labels and of those that are learned from."""
     assert isinstance(run.method, L2L)
     parts, pool = run.parts, run.parts.pool
     seen, held = run.method.fold_at(run.step)
-    rows = {"pool": some_of(pool)} | {
+    rows = {"pool": some_of(pool, pictures=pictures)} | {
         name: torch.tensor([row for ref in refs.tolist() for row in pool.pairs_of[ref]])
         for name, refs in (("held", held), ("seen", seen))
     }
@@ -144,6 +149,7 @@ def snapshot(run: Run, prepared: Prepared, path: Path) -> None:
                 "prior": given.soft, "score": given.score, "present": given.present, "model": answer.q,
                 "guided": answer.guided, "fused": elevated.fused, "rho": elevated.rho, "expected": elevated.score,
                 "weights": elevated.weights, "truth": (prepared.truth + pool.masks)[pool.ref_of[some]].float() / 255,
+                "picture": pool.image_of[some], "ref": pool.ref_of[some],
             }  # fmt: skip
             for key, value in found.items():
                 pieces.setdefault(key, []).append(value.float())
@@ -175,6 +181,7 @@ def main() -> None:
     parser.add_argument("--prior", default="0.6", help="accuracy of a simulated one, grounder, or none")
     parser.add_argument("--val", type=int, default=600, help="pictures to measure on")
     parser.add_argument("--snapshot", type=int, default=0, help="keep what all voices say after this step")
+    parser.add_argument("--pictures", action="store_true", help="... of whole pictures")
     parser.add_argument("--oracle", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
@@ -196,7 +203,7 @@ def main() -> None:
         while run.step < config.train.steps:
             train_step(run)
             if run.step == args.snapshot:
-                snapshot(run, prepared, args.out / f"{args.name}.pt")
+                snapshot(run, prepared, args.out / f"{args.name}.pt", pictures=args.pictures)
             for event in run.parts.events:
                 say({"step": run.step, "event": event})
             run.parts.events.clear()

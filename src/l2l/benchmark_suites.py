@@ -19,6 +19,7 @@ SCENES = (
     Config()
     .replace("data", data="scenes", prior=PRIOR, scenes_count=2000, height=96, width=96, rate=0.05)
     .replace("model", channels=(40, 80, 128, 160), depths=(1, 2, 2, 1), context=(0, 1, 1), width=48, start="away")
+    .replace("sesm", together=False)
     .replace("train", steps=300, seed=0, labelled=8, held_out=8, unlabelled=24, rate=1e-3, ema=0.97)
     .replace("train", probe_every=100, save_every=50)
 )
@@ -153,6 +154,7 @@ ABLATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("the prior's score not calibrated", ("sesm.calibrate=false",)),
     ("held-out labels released at 80 %", ("sesm.release=0.8",)),
     ("labels not mended", ("sesm.regions=false",)),
+    ("sentences of a referent hear one another", ("sesm.together=true",)),
     ("without guidance", ("sesm.guidance=false",)),
     ("the guided pass teaches the encoder as much", ("sesm.guided_share=1",)),
     ("without a prior", ("data.prior=",)),

@@ -140,6 +140,9 @@ class SesmConfig:
     counts as much as the loss of so many of them."""
     regions: bool = True
     """Pseudo-labels are mended with the regions of their pictures."""
+    together: bool = True
+    """A pseudo-label hears the other sentences of its record (they speak of the same referent). The benchmark leaves
+    this out where methods are compared, as the others do not use it."""
     rotate: int = 0
     """Steps after which another fold is held out; 0 keeps the first fold until `release`."""
     release: float = 0.4
@@ -299,14 +302,14 @@ class TrainConfig:
         _check(min(self.save_every, self.probe_every) >= 1, "save_every and probe_every count steps")
 
 
-SINCE: dict[str, tuple[str, ...]] = {
-    "data": ("sam", "sam_points", "scenes_no_target", "scenes_several"),
-    "model": ("backbone", "text", "backbone_rate", "checkpointing"),
-    "sesm": ("guided_share",),
-    "train": ("accumulate",),
+SINCE: dict[str, dict[str, Any]] = {
+    "data": {"sam": "", "sam_points": 32, "scenes_no_target": 0.0, "scenes_several": 0.0},
+    "model": {"backbone": "", "text": "", "backbone_rate": 0.1, "checkpointing": False},
+    "sesm": {"guided_share": 0.3, "together": False},
+    "train": {"accumulate": 1},
 }  # fmt: skip
-"""Settings by section that came later: left alone, they do not rename a run. Their default is what was before, but for
-`guided_share`, before which there was 1; which code a cell of the benchmark was made with it says itself."""
+"""Settings by section that came later, and the value with which they do not rename a run: what was before. But for
+`guided_share`, which was 1; which code a cell of the benchmark was made with it says itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,15 +335,16 @@ class Config:
         value["rivals"] = {name: value["rivals"][name] for name in READ_BY.get(self.train.method, ())}
         if not value["rivals"]:
             value.pop("rivals")
-        for section, names in SINCE.items():  # as if they were not there, where they do nothing
-            for name in names:
-                if value[section][name] == getattr(getattr(Config(), section), name):
+        for section, settings in SINCE.items():  # as if they were not there, where they do nothing
+            for name, before in settings.items():
+                if value[section][name] == before:
                     value[section].pop(name)
         if self.train.method != "l2l":
             value.pop("rple")
             for name in ("held_out", "rotate", "release", "use", "guidance", "weigh", "calibrate", "ridge", "regions"):
                 value["sesm"].pop(name)
-            value["sesm"].pop("guided_share", None)
+            for name in SINCE["sesm"]:
+                value["sesm"].pop(name, None)
         return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
 
     def to_text(self) -> str:

@@ -30,7 +30,7 @@ from l2l.labelling.reward import (
     utility_reward,
     weights,
 )
-from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
+from l2l.labelling.rple import Rple, agreed, divergence, exact_gradient, mended, policy_gradient
 from l2l.labelling.sesm import BOTH, alike, calibrated, hard_iou, soft_iou
 from l2l.model.network import Answer
 from l2l.proposals.regions import drawn, in_view
@@ -60,6 +60,7 @@ class L2L:
                 network.sesm.calibrate(*prior_on_labels(parts))
             self.extra.policy.telling.fill_(float(parts.network.sesm.tells) ** 3)
         parts.network.guided_share = parts.config.sesm.guided_share
+        self.together = parts.config.sesm.together and any(len(rows) > 1 for rows in parts.pool.pairs_of)
         self.regions = parts.regions if parts.config.sesm.regions else None
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):
@@ -120,6 +121,8 @@ class L2L:
             both = joined(*(batch for _, batch in shown))
             with torch.no_grad():
                 teacher = plain = parts.answer(parts.teacher, both.image, both.tokens, both.proposals)
+                if self.together:
+                    teacher = self._together(teacher, step, shown)
             assert teacher.elevated is not None
             elevated, regions = teacher.elevated, None
             if self.regions is not None:
@@ -181,6 +184,20 @@ class L2L:
             network.sesm.voice.fill_(verdict.voice)
         if verdict.event:
             self.parts.events.append(f"drift guard: {verdict.event}")
+
+    def _together(self, teacher: Answer, step: int, shown: list[tuple[str, Batch]]) -> Answer:
+        """The teacher's answers, each pooled with what it says to another sentence of the same record."""
+        parts, places, others, start = self.parts, [], [], 0
+        for name, batch in shown:
+            own, other = parts.another(batch.rows, name, step)
+            places.append(start + own)
+            others.append(other)
+            start += len(batch.rows)
+        heard = joined(*others)
+        if not len(heard.rows):
+            return teacher
+        answer = parts.answer(parts.teacher, heard.image, heard.tokens, heard.proposals)
+        return agreed(teacher, answer, torch.cat(places))
 
     def _regions(self, name: str, step: int, batch: Batch) -> Tensor:
         """The regions of a batch as its weak view shows them, at twice the resolution of the maps."""

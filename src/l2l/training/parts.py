@@ -96,6 +96,18 @@ class Parts:
         rng = generator(self.config.train.seed, name, "view", step)
         return draw_geometry(self.pool.mirrorable[rows], rng, least=self.config.train.zoom), rng
 
+    def another(self, rows: Tensor, name: str, step: int) -> tuple[Tensor, Batch]:
+        """Another sentence of the record of each pair, drawn at random, as `weak` shows these pairs; where that is in a
+        mirror, only sentences that may be mirrored.
+
+        Returns:
+            Places (N,) in `rows` of the pairs that have another sentence, and those N sentences.
+        """
+        pool, (view, _) = self.pool, self.view(rows, name, step)
+        other = pool.another(rows, torch.rand(len(rows), generator=self.rng(f"{name}: another sentence", step)))
+        places = ((other != rows) & ~(view.mirrored & ~pool.mirrorable[other])).nonzero()[:, 0]
+        return places, pool.batch(other, view=view)[places]
+
     def rng(self, name: str, step: int) -> torch.Generator:
         """A generator for this purpose at this step."""
         return generator(self.config.train.seed, name, step)

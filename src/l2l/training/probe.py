@@ -14,12 +14,12 @@ from torch import Tensor
 from l2l.data.streams import generator
 from l2l.labelling.policy import State, observe
 from l2l.labelling.reward import gain_reward
-from l2l.labelling.rple import Rple, mended
+from l2l.labelling.rple import Rple, agreed, mended
 from l2l.labelling.sesm import hard_iou
 from l2l.model.network import Network
 from l2l.proposals.regions import nearest
 from l2l.training.parts import Parts
-from l2l.training.pool import Batch, normalise
+from l2l.training.pool import Batch, Pool, normalise
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Judged:
     guided: Tensor
     """The guided answer M, probabilities."""
     fused: Tensor
-    """The fused proposal, probabilities; mended with regions where those were given."""
+    """The fused proposal, probabilities, as it teaches: with other sentences and regions where those were given."""
     cells: Tensor | None
     """Probability of acceptance per cell; `None` without a policy."""
     samples: Tensor | None
@@ -55,11 +55,13 @@ class Judged:
 @torch.no_grad()
 def judge(
     network: Network, rple: Rple | None, batches: list[Batch], *, autocast: torch.autocast,
-    regions: list[Tensor] | None = None,
+    regions: list[Tensor] | None = None, others: list[tuple[Tensor, Batch]] | None = None,
 ) -> Judged:
     """Run teacher, SESM and policy over batches as they are (no weak view).
 
-    `regions`: of each batch, (B, scales, 2h, 2w), where pseudo-labels are mended with them.
+    Args:
+        regions: of each batch, (B, scales, 2h, 2w), where pseudo-labels are mended with them.
+        others: of each batch the places of pairs whose record has another sentence, and those, where they are heard.
     """
     parts: dict[str, list[Tensor]] = {}
     for number, batch in enumerate(batches):
@@ -67,6 +69,10 @@ def judge(
             answer = network(normalise(batch.image), batch.tokens, batch.proposals)
             elevated = answer.elevated
             assert elevated is not None and answer.guided is not None and answer.proposal is not None
+            if others is not None and len(others[number][0]):
+                places, other = others[number]
+                answer = agreed(answer, network(normalise(other.image), other.tokens, other.proposals), places)
+                assert answer.proposal is not None
             if regions is not None:
                 answer = mended(answer, regions[number], network.sesm.drawing)
                 assert answer.proposal is not None
@@ -170,4 +176,14 @@ class Probe:
             maps = parts.regions
             size = (2 * self.truth.shape[1], 2 * self.truth.shape[2])
             regions = [nearest(maps[parts.pool.image_of[rows]], size).to(parts.pool.device) for rows in parted]
-        return judge(parts.teacher, rple, batches, autocast=parts.autocast(), regions=regions)
+        others = None
+        if rple is not None and parts.config.sesm.together:
+            others = [self._others(parts.pool, rows) for rows in parted]
+        return judge(parts.teacher, rple, batches, autocast=parts.autocast(), regions=regions, others=others)
+
+    @staticmethod
+    def _others(pool: Pool, rows: Tensor) -> tuple[Tensor, Batch]:
+        """The next sentence of each pair's record, where there is one, and the places of such pairs."""
+        other = pool.another(rows, torch.zeros(len(rows)))
+        places = (other != rows).nonzero()[:, 0]
+        return places, pool.batch(other[places])

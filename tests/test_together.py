@@ -1,0 +1,132 @@
+"""Sentences of one record hear one another: the pairs, the pooling, and that nothing else is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_world
+from torch import Tensor
+
+from l2l.config import Config
+from l2l.labelling.rple import Rple, agreed
+from l2l.labelling.sesm import hard_iou
+from l2l.model.network import Answer
+from l2l.training.loop import Run, train_step
+from l2l.training.parts import Parts
+from l2l.training.prepare import prepare
+from l2l.training.probe import Probe
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    world = make_world(tmp_path_factory.mktemp("together"), count=20)
+    made = Config().replace(
+        "data", data=str(world / "data"), prior=str(world / "priors"), rate=0.5, height=64, width=64,
+    )  # fmt: skip
+    made = made.replace("model", channels=(16, 24, 32, 40), depths=(1, 1, 1, 1), width=16, text_width=24)
+    return made.replace(
+        "train", method="l2l", steps=4, labelled=3, held_out=3, unlabelled=16, burn_in=0.0, precision="float32"
+    )
+
+
+@pytest.fixture(scope="module")
+def parts(config: Config) -> Parts:
+    return Run.start(config, prepare(config)).parts
+
+
+def test_another_sentence_is_of_the_same_record_and_in_the_same_view(parts: Parts) -> None:
+    pool = parts.pool
+    rows = torch.arange(len(pool))
+    several = torch.tensor([len(pool.pairs_of[ref]) > 1 for ref in pool.ref_of.tolist()])
+    assert several.any() and not several.all()
+    places, other = parts.another(rows, "unlabelled", 5)
+    assert torch.equal(places, several.nonzero()[:, 0])  # every sentence of scenes may be mirrored
+    assert torch.equal(pool.ref_of[other.rows], pool.ref_of[rows[places]]) and (other.rows != rows[places]).all()
+    shown = parts.weak(rows, "unlabelled", 5)
+    assert torch.equal(other.image, shown.image[places])
+    assert not torch.equal(other.tokens, shown.tokens[places])
+    again, _ = parts.another(rows, "unlabelled", 5)
+    assert torch.equal(places, again)
+
+
+def test_a_sentence_that_may_not_be_mirrored_is_not_heard_in_a_mirror(parts: Parts) -> None:
+    rows = torch.arange(len(parts.pool))
+    mirrored = parts.view(rows, "unlabelled", 5)[0].mirrored
+    places, other = parts.another(rows, "unlabelled", 5)
+    assert mirrored[places].any()
+    # none of the others may be mirrored; the pairs themselves are as they were
+    pool = dataclasses.replace(parts.pool, mirrorable=parts.pool.mirrorable.clone())
+    pool.mirrorable[other.rows[mirrored[places]]] = False
+    changed = dataclasses.replace(parts, pool=pool, _streams={})
+    view = parts.view(rows, "unlabelled", 5)
+    object.__setattr__(changed, "view", lambda *_: view)
+    left, heard = changed.another(rows, "unlabelled", 5)
+    assert len(left) < len(places)
+    assert not (mirrored[left] & ~pool.mirrorable[heard.rows]).any()
+
+
+def test_every_other_sentence_can_be_drawn(parts: Parts) -> None:
+    pool = dataclasses.replace(parts.pool, pairs_of=((0, 1, 2),), ref_of=torch.zeros(3, dtype=torch.int64))
+    rows = torch.tensor([0, 1, 2, 0, 1, 2])
+    pick = torch.tensor([0.0, 0.0, 0.0, 0.99, 0.99, 0.99])
+    assert pool.another(rows, pick).tolist() == [1, 2, 0, 2, 0, 1]
+
+
+def answer(proposal: Tensor, score: Tensor) -> Answer:
+    elevated = type("Elevated", (), {"score": score})()
+    return Answer(None, proposal, proposal, elevated, proposal, proposal)  # type: ignore[arg-type]
+
+
+def test_the_better_one_is_heard_more() -> None:
+    own, other = torch.randn(3, 4, 5), torch.randn(2, 4, 5)
+    score = torch.tensor([0.0, 1.0, -1.0])
+    places = torch.tensor([0, 2])
+    even = agreed(answer(own, score), answer(other, score[places]), places).proposal
+    assert even is not None
+    assert torch.equal(even[1], own[1])  # nobody else speaks of that one
+    assert torch.allclose(even[places], (own[places] + other) / 2)
+    surer = agreed(answer(own, score), answer(other, score[places] + 5), places).proposal
+    assert surer is not None and torch.allclose(surer[places], other, atol=1e-3)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_labels_hear_the_others_only_where_they_are_asked_to(config: Config, together: bool) -> None:
+    config = config.replace("sesm", together=together)
+    prepared = prepare(config)
+    run = Run.start(config, prepared)
+    heard: list[int] = []
+    answer = run.parts.answer
+
+    def counted(network: torch.nn.Module, image: Tensor, *given: object) -> Answer:
+        heard.append(len(image))
+        return answer(network, image, *given)  # type: ignore[arg-type]
+
+    object.__setattr__(run.parts, "answer", counted)
+    train_step(run)
+    assert len(heard) == (3 if together else 2)  # teacher, (other sentences,) student
+    probe = Probe.draw(run.parts, prepared.truth, prepared.truth_known)
+    assert probe is not None and isinstance(run.method.extra, Rple)
+    told = probe.judged(run.parts, run.method.extra)
+    refs = run.parts.pool.ref_of[probe.rows]
+    pairs = (refs[:, None] == refs).triu(1).nonzero()
+    two = [(a, b) for a, b in pairs.tolist() if len(run.parts.pool.pairs_of[int(refs[a])]) == 2]
+    assert two
+    first, second = (torch.tensor([pair[side] for pair in two]) for side in (0, 1))
+    same = hard_iou(told.fused[first] > 0.5, told.fused[second] > 0.5)
+    assert (same > 0.99).all() if together else (same < 0.9).any()
+
+
+def test_a_run_of_single_sentences_is_the_same_either_way(config: Config, tmp_path: Path) -> None:
+    """Where no record has two sentences there is nothing to hear."""
+    prepared = prepare(config)
+    pool = prepared.pool
+    alone = dataclasses.replace(
+        pool, pairs_of=tuple((row,) for row in range(len(pool))), ref_of=torch.arange(len(pool)),
+        labelled=pool.labelled[pool.ref_of], masks=pool.masks[pool.ref_of],
+    )  # fmt: skip
+    prepared = dataclasses.replace(prepared, pool=alone)
+    losses = [train_step(Run.start(config.replace("sesm", together=one), prepared))["loss"] for one in (True, False)]
+    assert losses[0] == losses[1]
