@@ -11,6 +11,7 @@ from tiny import make_world, stir, train_arguments
 
 import l2l
 from l2l.cli import main
+from l2l.config import Config
 from l2l.data.splits import Split
 from l2l.errors import InputError
 from l2l.evaluate import answers, prepare_split, upsample
@@ -76,9 +77,37 @@ def test_masks_and_scores_are_those_of_evaluate(run: Path, labels: Path) -> None
     for rows, logits, scores in answers(network, pool, config, prior=True, batch=8):
         for row, logit, score in zip(rows.tolist(), logits, scores.tolist(), strict=True):
             line = known[pool.ids[row]]
+            if len(pool.pairs_of[int(pool.ref_of[row])]) > 1:
+                continue  # these hear one another
             mask = upsample(logit, pool.samples[int(pool.ref_of[row])].size)
             assert line["score"] == pytest.approx(score, abs=2e-3)
             assert (Rle.from_coco(line["segmentation"]).decode() != mask).mean() < 0.01
+
+
+def test_the_sentences_of_a_record_have_one_mask(run: Path, labels: Path, tmp_path: Path) -> None:
+    data = l2l.read(run.parent / "data")
+    records = [one.sentence_ids for one in data.samples if len(one.sentence_ids) > 1]
+    known = {line["id"]: line for line in lines_of(labels)}
+    of_record = [[known[key] for key in keys] for keys in records if keys[0] in known]
+    assert of_record
+    for first, *others in of_record:
+        for one in others:
+            assert one["segmentation"] == first["segmentation"]
+            assert one["score"] == pytest.approx(first["score"], abs=1e-4)
+    # wherever a batch ends
+    single = {line["id"]: line for line in lines_of(label(run, tmp_path / "single", batch=1))}
+    for key, line in known.items():
+        assert single[key]["score"] == pytest.approx(line["score"], abs=2e-3)
+    # and each its own, where the run is not to bring them together
+    shutil.copytree(run, tmp_path / "apart")
+    config = Config.load(run / "config.json").replace("sesm", together=False)
+    (tmp_path / "apart" / "config.json").write_text(config.to_text())
+    apart = {line["id"]: line for line in lines_of(label(tmp_path / "apart", tmp_path / "own", batch=8))}
+    assert any(apart[a["id"]]["segmentation"] != apart[b["id"]]["segmentation"] for a, b, *_ in of_record)
+    several = {key for keys in records for key in keys}
+    assert all(apart[key]["score"] == pytest.approx(known[key]["score"], abs=2e-3) for key in set(known) - several)
+    with pytest.raises(InputError, match="made with another (run|one_mask)"):
+        label(tmp_path / "apart", tmp_path / "single")
 
 
 def test_about(run: Path, labels: Path) -> None:

@@ -11,9 +11,11 @@ from tiny import make_world
 from torch import Tensor
 
 from l2l.config import Config
-from l2l.labelling.rple import Rple, agreed
-from l2l.labelling.sesm import hard_iou
-from l2l.model.network import Answer
+from l2l.labelling.records import agreed, pooled
+from l2l.labelling.rple import Rple
+from l2l.labelling.sesm import SESM, hard_iou
+from l2l.model.network import Answer, Network
+from l2l.proposals.proposal import Proposals
 from l2l.training.loop import Run, train_step
 from l2l.training.parts import Parts
 from l2l.training.prepare import prepare
@@ -130,3 +132,29 @@ def test_a_run_of_single_sentences_is_the_same_either_way(config: Config, tmp_pa
     prepared = dataclasses.replace(prepared, pool=alone)
     losses = [train_step(Run.start(config.replace("sesm", together=one), prepared))["loss"] for one in (True, False)]
     assert losses[0] == losses[1]
+
+
+def test_a_record_has_one_mask_and_is_judged_anew() -> None:
+    torch.manual_seed(0)
+    network = Network(segmenter=torch.nn.Identity(), sesm=SESM(width=4))  # type: ignore[arg-type]
+    q, guided = torch.randn(4, 3, 5) * 3, torch.randn(4, 3, 5) * 3
+    proposals = Proposals(torch.rand(4, 3, 5), torch.tensor([0.9, 0.4, 0.6, 0.6]), torch.ones(4, dtype=torch.bool))
+    elevated = network.sesm.fuse(network.sesm.reliability(proposals, q), proposals, q, guided)
+    said = Answer(None, q, q, elevated, guided, elevated.fused, True)  # type: ignore[arg-type]
+    record = torch.tensor([7, 2, 7, 5])
+
+    made = pooled(network, said, proposals, record, prior=True)
+    assert made.elevated is not None and made.proposal is not None
+    assert torch.equal(made.elevated.answer[[1, 3]], elevated.answer[[1, 3]])
+    assert torch.equal(made.elevated.score[[1, 3]], elevated.score[[1, 3]])
+    share = (2 * elevated.score[[0, 2]]).softmax(0)
+    mean = (share[:, None, None] * elevated.fused[[0, 2]].clamp(-8, 8)).sum(0)
+    for at in (0, 2):
+        assert torch.allclose(made.proposal[at], mean, atol=1e-5)
+    anew = network.sesm.expected(made.proposal, elevated.rho, proposals, q)[[0, 2]]
+    assert torch.allclose(made.elevated.score[[0, 2]], (share * anew).sum().expand(2), atol=1e-5)
+
+    alone = pooled(network, said, proposals, record, prior=False)
+    assert alone.elevated is not None
+    assert torch.equal(alone.q[0], alone.q[2]) and torch.equal(alone.q[1], q[1])
+    assert torch.allclose(alone.elevated.kappa[0], network.sesm.unprompted(alone.q)[0], atol=1e-5)

@@ -142,6 +142,8 @@ def _methods(suite: str, base: Config, rates: Sequence[float]) -> tuple[Cell, ..
             for method in PRIOR_FREE:
                 bare = own.replace("data", prior="").replace("train", method=method)
                 cells.append(Cell(suite, f"{method}, no prior in training", column, seed, bare))
+            more = own.replace("train", method="l2l").replace("sesm", together=True)
+            cells.append(Cell(suite, "l2l, sentences of a referent together", column, seed, more))
             full = own.replace("data", rate=1.0).replace("train", method="fully_supervised")
             cells.append(Cell(suite, "fully_supervised", column, seed, full))
     return tuple(cells)
@@ -154,7 +156,7 @@ ABLATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("the prior's score not calibrated", ("sesm.calibrate=false",)),
     ("held-out labels released at 80 %", ("sesm.release=0.8",)),
     ("labels not mended", ("sesm.regions=false",)),
-    ("sentences of a referent hear one another", ("sesm.together=true",)),
+    ("sentences of a referent together", ("sesm.together=true",)),
     ("without guidance", ("sesm.guidance=false",)),
     ("the guided pass teaches the encoder as much", ("sesm.guided_share=1",)),
     ("without a prior", ("data.prior=",)),

@@ -26,6 +26,7 @@ from l2l.data.splits import Split
 from l2l.errors import BadRecords, InputError
 from l2l.evaluate import prepare_split, upsample
 from l2l.labelling.policy import observe
+from l2l.labelling.records import pooled
 from l2l.labelling.rple import Rple
 from l2l.model.network import Network
 from l2l.model.words import vocabulary_of
@@ -109,7 +110,7 @@ def label(
     out.mkdir(parents=True, exist_ok=True)
     remove_drafts(out)
     bad.write(out / SKIPPED)
-    origin = _origin(run, about, dataset, pool, bank)
+    origin = _origin(run, about, dataset, pool, bank, together=hear_one_another(config))
     _check_origin(out, origin)
     _write_json(out / ABOUT, {**origin, "finished": False})
     done = _cut(out / LABELS, pool.ids)
@@ -169,27 +170,38 @@ def label_rows(
     return lines
 
 
+def hear_one_another(config: Config) -> bool:
+    """Whether all sentences of a record get one mask: as the run has learned, if it has."""
+    return config.train.method == "l2l" and config.sesm.together
+
+
 @torch.no_grad()
 def answer_batch(
     network: Network, rple: Rple | None, pool: Pool, rows: Tensor, config: Config, *, prior: bool
 ) -> Labelled:
-    """Mask, score and acceptance of some rows: guided by the prior if there is one, as `evaluate.answers` does it."""
-    x = pool.batch(rows)
+    """Mask, score and acceptance of some rows: guided by the prior if there is one, as `evaluate.answers` does it.
+
+    All sentences of a record get one mask, pooled from what is said to each of them (`sesm.together`).
+    """
+    together = hear_one_another(config)
+    every = pool.whole(rows) if together else rows
+    x = pool.batch(every)
     half = choose_precision(config) == torch.bfloat16
     with torch.autocast(config.train.device.split(":")[0], torch.bfloat16, enabled=half):
         answer = network(normalise(x.image), x.tokens, x.proposals)
-        elevated = answer.elevated
-        assert elevated is not None and answer.guided is not None
-        logits, reliability = answer.q, elevated.kappa
-        if prior:
-            logits, reliability = answer.best, elevated.score
-        score = reliability.float().sigmoid().cpu()
-        if rple is None:
-            return Labelled(logits.cpu(), score, None, None)
+    if together:
+        answer = pooled(network, answer, x.proposals, pool.ref_of[every].to(x.image.device), prior=prior)
+    elevated = answer.elevated
+    assert elevated is not None and answer.guided is not None
+    logits, reliability = (answer.best, elevated.score) if prior else (answer.q, elevated.kappa)
+    own = slice(len(rows))
+    score = reliability[own].float().sigmoid().cpu()
+    if rple is None:
+        return Labelled(logits[own].cpu(), score, None, None)
     cells, samples = rple.decide(observe(answer, x.proposals, x.image))
     front = (logits > 0).float()
     mean = (cells * front).sum((1, 2)) / front.sum((1, 2)).clamp_min(1)
-    return Labelled(logits.cpu(), score, samples.cpu(), mean.cpu())
+    return Labelled(logits[own].cpu(), score, samples[own].cpu(), mean[own].cpu())
 
 
 def _line(answer: Labelled, place: int, sample: Sample, *, present: bool) -> dict[str, Any]:
@@ -229,7 +241,9 @@ def summary(path: Path) -> dict[str, Any]:
     return {"pairs": pairs, "pairs_with_prior": with_prior, "accepted": accepted, "mean_score": mean}
 
 
-def _origin(run: Path, about: dict[str, Any], dataset: DataSet, pool: Pool, bank: PriorBank | None) -> dict[str, Any]:
+def _origin(
+    run: Path, about: dict[str, Any], dataset: DataSet, pool: Pool, bank: PriorBank | None, *, together: bool
+) -> dict[str, Any]:
     """All that the labels depend on."""
     order = hashlib.blake2b(json.dumps([pool.ids, pool.sentences]).encode(), digest_size=8)
     given = hashlib.blake2b(digest_size=8)
@@ -239,6 +253,7 @@ def _origin(run: Path, about: dict[str, Any], dataset: DataSet, pool: Pool, bank
         "run": about["hash"], "step": about["step"], "weights": digest(str(run / CHECKPOINT)), "data": dataset.name,
         "pairs_hash": order.hexdigest(), "prior": bank.name if bank else "",
         "prior_simulated": bool(bank and bank.simulated), "prior_hash": given.hexdigest() if bank else "",
+        "one_mask_a_record": together,
     }  # fmt: skip
 
 
@@ -247,7 +262,7 @@ def _check_origin(out: Path, origin: dict[str, Any]) -> None:
         return
     try:
         before = json.loads((out / ABOUT).read_text(encoding="utf-8"))
-        differs = [name for name, value in origin.items() if before.get(name) != value]
+        differs = [name for name, value in origin.items() if before.get(name, False) != value]
     except (OSError, ValueError, AttributeError) as error:
         raise InputError("what the labels here were made with cannot be read; choose another folder, or remove "
                          f"{LABELS} to have them made anew", file=out / ABOUT) from error  # fmt: skip

@@ -27,8 +27,6 @@ from l2l.labelling.policy import AcceptancePolicy, State
 from l2l.model.network import Answer
 from l2l.proposals.regions import drawn
 
-SHARP = 2.0  # of the weights of two sentences about one referent
-
 
 def coverage_shift(logits: Tensor, low: float, high: float, weight: Tensor | None = None) -> Tensor:
     """The shift c, nearest to 0, for which the weighted mean of sigmoid(logits + c) lies in [low, high]; a scalar.
@@ -137,23 +135,6 @@ def mended(answer: Answer, regions: Tensor, drawing: Mapping[str, Tensor]) -> An
     assert answer.proposal is not None
     with torch.no_grad():
         return dataclasses.replace(answer, proposal=drawn(answer.proposal, regions, **drawing))
-
-
-def agreed(answer: Answer, other: Answer, places: Tensor) -> Answer:
-    """Answers whose pseudo-labels are pooled, in log odds, with those to another sentence about the same referent.
-
-    Each has a prior and an answer of its own, and these err apart; the weights are the odds of the expected IoUs to the
-    power of `SHARP`.
-
-    Args:
-        answer: to B pairs. other: to N sentences. places: (N,), which of the B each of these goes with.
-    """
-    assert answer.proposal is not None and answer.elevated is not None
-    assert other.proposal is not None and other.elevated is not None
-    share = torch.sigmoid(SHARP * (other.elevated.score - answer.elevated.score[places]))[:, None, None]
-    proposal = answer.proposal.clone()
-    proposal[places] = (1 - share) * proposal[places].clamp(-8, 8) + share * other.proposal.clamp(-8, 8)
-    return dataclasses.replace(answer, proposal=proposal)
 
 
 def divergence(logits: Tensor, reference: Tensor | float) -> Tensor:

@@ -284,12 +284,21 @@ class SESM(nn.Module):
         kappa = self.own(torch.stack([fill(model), same, known * same / 2], dim=1))
         alone = self.unprompted(q)
         kappa = torch.where(proposals.present, kappa, alone)
-        said = fused.detach().sigmoid()
-        like_prior, like_model = agreement(soft, said) * here, agreement(model, said)
-        score = self.expect(torch.stack([fill(said), known, like_prior, known * like_prior / 2, like_model], dim=1))
+        score = self.expected(fused.detach(), rho, proposals, q)
         if voice != BOTH:
             score = torch.where((here > 0) & (voice == PRIOR), rho, kappa)
         return Elevated(fused, answer, rho, kappa, alone, score, weights)
+
+    def expected(self, logits: Tensor, rho: Tensor, proposals: Proposals, q: Tensor) -> Tensor:
+        """Logits (B,) of the expected IoU of an answer, (B, h, w), given what is known of the pair.
+
+        Args:
+            rho: from `reliability`. q: logits (B, h, w).
+        """
+        said, model, here = logits.sigmoid(), q.detach().float().clamp(-6, 6).sigmoid(), proposals.present.float()
+        known = (rho.detach() * here).clamp(-4, 4)
+        like_prior, like_model = agreement(proposals.soft.float(), said) * here, agreement(model, said)
+        return self.expect(torch.stack([fill(said), known, like_prior, known * like_prior / 2, like_model], dim=1))
 
     def unprompted(self, q: Tensor) -> Tensor:
         """kappa where no prior is at hand, logits (B,), of the model's own prediction, logits (B, h, w)."""

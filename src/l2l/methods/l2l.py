@@ -22,6 +22,7 @@ from l2l.data.streams import generator
 from l2l.errors import InputError
 from l2l.labelling.guard import DriftGuard, Evidence
 from l2l.labelling.policy import ACCEPT, AcceptancePolicy, State, observe
+from l2l.labelling.records import agreed
 from l2l.labelling.reward import (
     agreement_reward,
     gain_reward,
@@ -30,7 +31,7 @@ from l2l.labelling.reward import (
     utility_reward,
     weights,
 )
-from l2l.labelling.rple import Rple, agreed, divergence, exact_gradient, mended, policy_gradient
+from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
 from l2l.labelling.sesm import BOTH, alike, calibrated, hard_iou, soft_iou
 from l2l.model.network import Answer
 from l2l.proposals.regions import drawn, in_view

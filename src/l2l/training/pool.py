@@ -137,6 +137,12 @@ class Pool:
         """The same pool with priors."""
         return dataclasses.replace(self, soft=soft, score=score, present=present)
 
+    def whole(self, rows: Tensor) -> Tensor:
+        """Rows (N,) of all sentences of the records of some rows (B,), which come first."""
+        records = dict.fromkeys(self.ref_of[rows].tolist())
+        every = torch.tensor([row for ref in records for row in self.pairs_of[ref]])
+        return torch.cat([rows, every[~torch.isin(every, rows)]])
+
     def another(self, rows: Tensor, pick: Tensor) -> Tensor:
         """(B,) rows of other sentences of the same records, itself where there is no other.
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from l2l.data.streams import generator
 from l2l.labelling.policy import State, observe
+from l2l.labelling.records import agreed
 from l2l.labelling.reward import gain_reward
-from l2l.labelling.rple import Rple, agreed, mended
+from l2l.labelling.rple import Rple, mended
 from l2l.labelling.sesm import hard_iou
 from l2l.model.network import Network
 from l2l.proposals.regions import nearest
