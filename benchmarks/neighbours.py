@@ -5,7 +5,7 @@
 
 Referents of one picture lie apart, so of two sentences that claim one place one is wrong, unless they mean the same
 referent. Prints how often they claim one place; the IoU of the fused proposals cut at half a cell, as they are and when
-each gives way to the sum of the others' odds, `share` of it; and the mean of the sentences about the same referent.
+each gives way to the sum of the others' odds, `share` of it; and pooled with the sentences about the same referent.
 Who means the same referent is known in a benchmark, and not in a list of image-sentence pairs.
 """
 
@@ -51,8 +51,14 @@ def main() -> None:
         for share in (0.25, 0.5, 0.75, 1.0):
             made = hard_iou(given_way(odds, others, share) > 0, truth).mean()
             print(f"gives way to {name}, share {share}: {100 * made:.1f}")
-    agreed = (same_ref.float() / same_ref.sum(1, keepdim=True)) @ odds.flatten(1)
-    print(f"mean of the sentences about one referent: {100 * hard_iou(agreed.view_as(odds) > 0, truth).mean():.1f}")
+    several = same_ref.sum(1) > 1
+    print(f"{several.float().mean():.1%} have another sentence about the same referent; of these, alone: "
+          f"{100 * iou[several].mean():.1f}")  # fmt: skip
+    for sharp in (0.0, 1.0, 2.0):
+        share = (sharp * said["expected"]).expand(len(odds), -1).masked_fill(~same_ref, -torch.inf).softmax(1)
+        agreed = (share @ odds.flatten(1)).view_as(odds)
+        print(f"mean of all of them, weights the odds of their expected IoU to the power of {sharp:g}: "
+              f"{100 * hard_iou(agreed > 0, truth)[several].mean():.1f}")  # fmt: skip
 
 
 if __name__ == "__main__":
