@@ -18,7 +18,7 @@ from l2l.benchmark_cell import cell_file, code_digest, locked, missing_data, res
 from l2l.benchmark_page import gather, miou, paired, score_table, write_page
 from l2l.benchmark_suites import SUITES, Cell, Suite, with_steps
 from l2l.cli import main
-from l2l.config import Config
+from l2l.config import SINCE, Config
 from l2l.errors import InputError
 from l2l.training.loop import train
 
@@ -134,6 +134,16 @@ def test_keys_are_the_same_everywhere() -> None:
     for suite in SUITES:  # a row, a column and a seed name one cell
         assert len({(one.row, one.column, one.seed) for one in suite.cells}) == len(suite.cells)
     assert len(keys) < sum(len(suite.cells) for suite in SUITES)  # full supervision, the prior alone, L2L at 5 %
+
+
+def test_settings_that_came_later_do_not_rename_what_was_made() -> None:
+    """The cells of this repository are still those of its suites."""
+    made = {path.stem for path in (Path(__file__).parents[1] / "results/benchmark/cells").glob("*.json")}
+    assert len(made) > 100 and made <= {one.key for suite in SUITES for one in suite.cells}
+    for section, settings in SINCE.items():
+        default = getattr(Config(), section)
+        changed = [name for name, before in settings.items() if getattr(default, name) != before]
+        assert changed == (["together"] if section == "sesm" else [])
 
 
 def test_parts_share_out_the_cells() -> None:
