@@ -140,6 +140,16 @@ def test_pieces_leave_running_statistics_alone_when_computed_again(config: Confi
     assert torch.equal(norm.running_mean, before) and norm.momentum == 0.1
 
 
+def test_of_fewer_rows_than_processes_everybody_does_all(config: Config) -> None:
+    run = Run.start(config, prepare(config))
+    network, batch = run.parts.teacher, run.parts.weak(torch.arange(2), "labelled", 0)
+    given = (batch.image, batch.tokens, batch.proposals)
+    with torch.no_grad():
+        for rank in range(3):
+            answer = divided(network, *given, processes=Processes(rank, 3))
+            torch.testing.assert_close(answer.q, network(*given).q)
+
+
 def test_every_row_is_somebodys() -> None:
     for total in range(1, 9):
         shares = [Processes(rank, 3).share(total) for rank in range(3)]

@@ -160,7 +160,7 @@ def divided(
         pieces: where gradients are kept, only those of one piece are in memory at a time, at the price of computing
             each piece twice. Batch norm then sees one piece at a time.
     """
-    if processes.count == 1 and pieces == 1:
+    if len(image) < processes.count or (processes.count == 1 and pieces == 1):  # too few: everybody does all of them
         return network(image, tokens, proposals)
     tokens = trimmed(tokens)
     total, own = len(image), range(len(image))[processes.share(len(image))]
