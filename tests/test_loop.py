@@ -54,6 +54,15 @@ def test_it_stops_before_a_bad_step_and_names_the_batch(config: Config, where: s
     assert all(torch.equal(one, after[name]) for name, one in before.items() if "num_batches" not in name)
 
 
+def test_an_encoder_from_scratch_is_taught_by_the_guided_pass_in_full(config: Config) -> None:
+    assert Run.start(config, prepare(config)).parts.network.guided_share == 1
+    begun = {"start": "away", "channels": (40, 80, 128, 160), "depths": (1, 2, 2, 1), "text_width": 96}
+    config = config.replace("model", **begun)
+    assert Run.start(config, prepare(config)).parts.network.guided_share == config.sesm.guided_share == 0.3
+    config = config.replace("train", method="semires")
+    assert Run.start(config, prepare(config)).parts.network.guided_share == 1
+
+
 def test_the_schedule_rises_and_falls() -> None:
     rates = [schedule(step, 200) for step in range(200)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1) and rates[-1] < 0.03

@@ -105,6 +105,11 @@ class ModelConfig:
     checkpointing: bool = False
     """A pretrained encoder's blocks are computed again in the backward pass: less memory, more time."""
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether the encoder of pictures starts with weights."""
+        return bool(self.start or self.backbone)
+
     def __post_init__(self) -> None:
         _check(len(self.channels) == len(self.depths) == 4, "channels and depths have four stages")
         _check(len(self.context) == 3, "context has three stages")
@@ -129,8 +134,9 @@ class SesmConfig:
     guidance: bool = True
     """Ablation: without, nothing of the prior reaches the segmenter."""
     guided_share: float = 0.3
-    """Share of the guided pass's gradient that reaches the encoder: with the prior's answer before it, that pass has
-    little need to read the sentence. Ablation: with 1 it teaches the encoder as much as the unguided one."""
+    """Share of the guided pass's gradient that reaches an encoder that starts with weights: with the prior's answer
+    before it, that pass has little need to read the sentence. Ablation: with 1 it teaches the encoder as much as the
+    unguided one. An encoder from scratch gets all of it: it has yet to learn to see."""
     weigh: bool = True
     """Ablation: without, the fused proposal is the guided answer, whatever held-out labels say."""
     calibrate: bool = True

@@ -60,7 +60,8 @@ class L2L:
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*prior_on_labels(parts))
             self.extra.policy.telling.fill_(float(parts.network.sesm.tells) ** 3)
-        parts.network.guided_share = parts.config.sesm.guided_share
+        if parts.config.model.pretrained:
+            parts.network.guided_share = parts.config.sesm.guided_share
         self.together = parts.config.sesm.together and any(len(rows) > 1 for rows in parts.pool.pairs_of)
         self.regions = parts.regions if parts.config.sesm.regions else None
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
