@@ -144,6 +144,12 @@ def test_settings_that_came_later_do_not_rename_what_was_made() -> None:
         default = getattr(Config(), section)
         changed = [name for name, before in settings.items() if getattr(default, name) != before]
         assert changed == (["together"] if section == "sesm" else [])
+    before = Config().to_json()
+    for section, settings in SINCE.items():
+        for name in settings:
+            before[section].pop(name)
+    read = Config.from_json(before)  # a run of then is what it was
+    assert not read.sesm.together and read.hash() == Config().replace("sesm", together=False).hash()
 
 
 def test_parts_share_out_the_cells() -> None:

@@ -369,12 +369,12 @@ class Config:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Config:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`. What it does not say is as it was before there was such a setting (`SINCE`)."""
         sections = {}
         for section in dataclasses.fields(cls):
             kind = _hints(cls)[section.name]
             known = {one.name for one in dataclasses.fields(kind)}
-            given = value.get(section.name, {})
+            given = {**SINCE.get(section.name, {}), **value.get(section.name, {})}
             if unknown := set(given) - known:
                 raise InputError(f"unknown setting {section.name}.{sorted(unknown)[0]}")
             parts = {name: tuple(part) if isinstance(part, list) else part for name, part in given.items()}
