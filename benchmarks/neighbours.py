@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from l2l.labelling.records import SHARP, consent
 from l2l.labelling.sesm import hard_iou
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     print(f"{several.float().mean():.1%} have another sentence about the same referent; of these, alone: "
           f"{100 * iou[several].mean():.1f}")  # fmt: skip
     for sharp in (0.0, 1.0, 2.0):
-        share = (sharp * said["expected"]).expand(len(odds), -1).masked_fill(~same_ref, -torch.inf).softmax(1)
+        share = consent(said["ref"], sharp / SHARP * said["expected"])
         agreed = (share @ odds.flatten(1)).view_as(odds)
         print(f"mean of all of them, weights the odds of their expected IoU to the power of {sharp:g}: "
               f"{100 * hard_iou(agreed > 0, truth)[several].mean():.1f}")  # fmt: skip

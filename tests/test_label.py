@@ -106,8 +106,6 @@ def test_the_sentences_of_a_record_have_one_mask(run: Path, labels: Path, tmp_pa
     assert any(apart[a["id"]]["segmentation"] != apart[b["id"]]["segmentation"] for a, b, *_ in of_record)
     several = {key for keys in records for key in keys}
     assert all(apart[key]["score"] == pytest.approx(known[key]["score"], abs=2e-3) for key in set(known) - several)
-    with pytest.raises(InputError, match="made with another (run|one_mask)"):
-        label(tmp_path / "apart", tmp_path / "single")
 
 
 def test_about(run: Path, labels: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_world
+from tiny import make_world, small_config
 
 from l2l.config import Config
 from l2l.errors import InputError
@@ -19,15 +19,7 @@ from l2l.training.prepare import prepare
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    world = make_world(tmp_path_factory.mktemp("loop"), count=20)
-    made = Config().replace(
-        "data", data=str(world / "data"), prior=str(world / "priors"), rate=0.5, height=64, width=64,
-    )  # fmt: skip
-    made = made.replace("model", channels=(16, 24, 32, 40), depths=(1, 1, 1, 1), width=16, text_width=24)
-    return made.replace(
-        "train", method="l2l", steps=4, labelled=3, held_out=3, unlabelled=3, burn_in=0.0, probe_pairs=4,
-        precision="float32",
-    )  # fmt: skip
+    return small_config(make_world(tmp_path_factory.mktemp("loop"), count=20), unlabelled=3)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

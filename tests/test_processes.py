@@ -14,7 +14,7 @@ import pytest
 import torch
 from divided import take_steps
 from safetensors.torch import load_file
-from tiny import make_world
+from tiny import make_world, small_config
 from torch import nn
 
 from l2l.config import Config
@@ -28,15 +28,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    world = make_world(tmp_path_factory.mktemp("processes"), count=20)
-    made = Config().replace(
-        "data", data=str(world / "data"), prior=str(world / "priors"), rate=0.5, height=64, width=64,
-    )  # fmt: skip
-    made = made.replace("model", channels=(16, 24, 32, 40), depths=(1, 1, 1, 1), width=16, text_width=24)
-    return made.replace(
-        "train", method="l2l", steps=8, labelled=3, held_out=3, unlabelled=4, burn_in=0.0, probe_pairs=4,
-        precision="float32", save_every=4,
-    )  # fmt: skip
+    return small_config(make_world(tmp_path_factory.mktemp("processes"), count=20), steps=8, save_every=4)
 
 
 def torchrun(count: int, *command: str | Path) -> None:

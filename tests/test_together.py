@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_world
+from tiny import make_world, small_config
 from torch import Tensor
 
 from l2l.config import Config
@@ -24,14 +24,7 @@ from l2l.training.probe import Probe
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    world = make_world(tmp_path_factory.mktemp("together"), count=20)
-    made = Config().replace(
-        "data", data=str(world / "data"), prior=str(world / "priors"), rate=0.5, height=64, width=64,
-    )  # fmt: skip
-    made = made.replace("model", channels=(16, 24, 32, 40), depths=(1, 1, 1, 1), width=16, text_width=24)
-    return made.replace(
-        "train", method="l2l", steps=4, labelled=3, held_out=3, unlabelled=16, burn_in=0.0, precision="float32"
-    )
+    return small_config(make_world(tmp_path_factory.mktemp("together"), count=20), unlabelled=16, probe_pairs=256)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +67,7 @@ def test_every_other_sentence_can_be_drawn(parts: Parts) -> None:
     pool = dataclasses.replace(parts.pool, pairs_of=((0, 1, 2),), ref_of=torch.zeros(3, dtype=torch.int64))
     rows = torch.tensor([0, 1, 2, 0, 1, 2])
     pick = torch.tensor([0.0, 0.0, 0.0, 0.99, 0.99, 0.99])
-    assert pool.another(rows, pick).tolist() == [1, 2, 0, 2, 0, 1]
+    assert dataclasses.replace(parts, pool=pool).other_sentence(rows, pick).tolist() == [1, 2, 0, 2, 0, 1]
 
 
 def answer(proposal: Tensor, score: Tensor) -> Answer:

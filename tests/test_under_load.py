@@ -213,7 +213,7 @@ def test_names_of_data_and_priors_are_what_they_were(tmp_path: Path) -> None:
         name = "d"
 
     (tmp_path / CHECKPOINT).write_bytes(b"x")
-    found = _origin(tmp_path, {"hash": "h", "step": 1}, Data(), Pool(), PriorBank((), "p", False), together=False)
+    found = _origin(tmp_path, {"hash": "h", "step": 1}, Data(), Pool(), PriorBank((), "p", False))
     plain = hashlib.blake2b(Pool.soft.numpy().tobytes() + Pool.score.numpy().tobytes(), digest_size=8)
     assert found["prior_hash"] == plain.hexdigest()
 

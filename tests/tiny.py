@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from l2l.cli import main
+from l2l.config import Config
 from l2l.evaluate import answers, prepare_split
 from l2l.model.text import Vocabulary
 from l2l.training.checkpoint import load_tensors, save_tensors
@@ -24,6 +26,16 @@ def settings(**more: object) -> list[str]:
     """`--size` and `--set` arguments of a small network; `train_save_every=3` changes one."""
     chosen = SMALL | {name.replace("_", ".", 1): str(value) for name, value in more.items()}
     return ["--size", "64x64", *(part for name, value in chosen.items() for part in ("--set", f"{name}={value}"))]
+
+
+def small_config(root: Path, **train: Any) -> Config:
+    """The settings of an L2L run of a few steps on the world in `root`; `train` are further ones of that section."""
+    made = Config().replace(
+        "data", data=str(root / "data"), prior=str(root / "priors"), rate=0.5, height=64, width=64,
+    )  # fmt: skip
+    made = made.replace("model", channels=(16, 24, 32, 40), depths=(1, 1, 1, 1), width=16, text_width=24)
+    few = {"labelled": 3, "held_out": 3, "unlabelled": 4, "burn_in": 0.0, "probe_pairs": 4, "precision": "float32"}
+    return made.replace("train", **{"method": "l2l", "steps": 4, **few, **train})
 
 
 def make_world(root: Path, *, count: int = 30) -> Path:

@@ -147,8 +147,8 @@ class SesmConfig:
     regions: bool = True
     """Pseudo-labels are mended with the regions of their pictures."""
     together: bool = True
-    """A pseudo-label hears the other sentences of its record (they speak of the same referent). The benchmark leaves
-    this out where methods are compared, as the others do not use it."""
+    """Sentences of one record speak of the same referent: pseudo-labels hear one another, and `label` gives the record
+    one mask. The benchmark leaves this out where methods are compared, as the others do not use it."""
     rotate: int = 0
     """Steps after which another fold is held out; 0 keeps the first fold until `release`."""
     release: float = 0.4

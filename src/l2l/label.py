@@ -110,7 +110,7 @@ def label(
     out.mkdir(parents=True, exist_ok=True)
     remove_drafts(out)
     bad.write(out / SKIPPED)
-    origin = _origin(run, about, dataset, pool, bank, together=hear_one_another(config))
+    origin = _origin(run, about, dataset, pool, bank)
     _check_origin(out, origin)
     _write_json(out / ABOUT, {**origin, "finished": False})
     done = _cut(out / LABELS, pool.ids)
@@ -170,11 +170,6 @@ def label_rows(
     return lines
 
 
-def hear_one_another(config: Config) -> bool:
-    """Whether all sentences of a record get one mask: as the run has learned, if it has."""
-    return config.train.method == "l2l" and config.sesm.together
-
-
 @torch.no_grad()
 def answer_batch(
     network: Network, rple: Rple | None, pool: Pool, rows: Tensor, config: Config, *, prior: bool
@@ -183,7 +178,7 @@ def answer_batch(
 
     All sentences of a record get one mask, pooled from what is said to each of them (`sesm.together`).
     """
-    together = hear_one_another(config)
+    together = config.train.method == "l2l" and config.sesm.together  # as it has learned
     every = pool.whole(rows) if together else rows
     x = pool.batch(every)
     half = choose_precision(config) == torch.bfloat16
@@ -241,9 +236,7 @@ def summary(path: Path) -> dict[str, Any]:
     return {"pairs": pairs, "pairs_with_prior": with_prior, "accepted": accepted, "mean_score": mean}
 
 
-def _origin(
-    run: Path, about: dict[str, Any], dataset: DataSet, pool: Pool, bank: PriorBank | None, *, together: bool
-) -> dict[str, Any]:
+def _origin(run: Path, about: dict[str, Any], dataset: DataSet, pool: Pool, bank: PriorBank | None) -> dict[str, Any]:
     """All that the labels depend on."""
     order = hashlib.blake2b(json.dumps([pool.ids, pool.sentences]).encode(), digest_size=8)
     given = hashlib.blake2b(digest_size=8)
@@ -253,7 +246,6 @@ def _origin(
         "run": about["hash"], "step": about["step"], "weights": digest(str(run / CHECKPOINT)), "data": dataset.name,
         "pairs_hash": order.hexdigest(), "prior": bank.name if bank else "",
         "prior_simulated": bool(bank and bank.simulated), "prior_hash": given.hexdigest() if bank else "",
-        "one_mask_a_record": together,
     }  # fmt: skip
 
 
@@ -262,7 +254,7 @@ def _check_origin(out: Path, origin: dict[str, Any]) -> None:
         return
     try:
         before = json.loads((out / ABOUT).read_text(encoding="utf-8"))
-        differs = [name for name, value in origin.items() if before.get(name, False) != value]
+        differs = [name for name, value in origin.items() if before.get(name) != value]
     except (OSError, ValueError, AttributeError) as error:
         raise InputError("what the labels here were made with cannot be read; choose another folder, or remove "
                          f"{LABELS} to have them made anew", file=out / ABOUT) from error  # fmt: skip

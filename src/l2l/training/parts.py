@@ -96,6 +96,17 @@ class Parts:
         rng = generator(self.config.train.seed, name, "view", step)
         return draw_geometry(self.pool.mirrorable[rows], rng, least=self.config.train.zoom), rng
 
+    def other_sentence(self, rows: Tensor, pick: Tensor) -> Tensor:
+        """(B,) rows of other sentences of the same records, itself where there is no other.
+
+        Args:
+            rows: (B,). pick: (B,) in [0, 1), which of the others; 0 is the next one.
+        """
+        table, counts = self._sentences()
+        ref = self.pool.ref_of[rows]
+        first, count = table[ref, 0], counts[ref]  # a record's rows follow one another
+        return first + (rows - first + (1 + (pick * (count - 1)).long())) % count
+
     def another(self, rows: Tensor, name: str, step: int) -> tuple[Tensor, Batch]:
         """Another sentence of the record of each pair, drawn at random, as `weak` shows these pairs; where that is in a
         mirror, only sentences that may be mirrored.
@@ -104,7 +115,8 @@ class Parts:
             Places (N,) in `rows` of the pairs that have another sentence, and those N sentences.
         """
         pool, (view, _) = self.pool, self.view(rows, name, step)
-        other = pool.another(rows, torch.rand(len(rows), generator=self.rng(f"{name}: another sentence", step)))
+        pick = torch.rand(len(rows), generator=self.rng(f"{name}: another sentence", step))
+        other = self.other_sentence(rows, pick)
         places = ((other != rows) & ~(view.mirrored & ~pool.mirrorable[other])).nonzero()[:, 0]
         return places, pool.batch(other, view=view)[places]
 

@@ -143,16 +143,6 @@ class Pool:
         every = torch.tensor([row for ref in records for row in self.pairs_of[ref]])
         return torch.cat([rows, every[~torch.isin(every, rows)]])
 
-    def another(self, rows: Tensor, pick: Tensor) -> Tensor:
-        """(B,) rows of other sentences of the same records, itself where there is no other.
-
-        Args:
-            rows: (B,). pick: (B,) in [0, 1), which of the others; 0 is the next one.
-        """
-        records = [self.pairs_of[ref] for ref in self.ref_of[rows].tolist()]
-        first, count = (torch.tensor([value(one) for one in records]) for value in (min, len))
-        return first + (rows - first + (1 + (pick * (count - 1)).long())) % count
-
     def batch(self, rows: Tensor, *, view: Geometry | None = None, swap: Tensor | None = None) -> Batch:
         """Gather rows (B,); warp pictures, masks and proposals together if a view is given.
 

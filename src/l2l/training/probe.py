@@ -20,7 +20,7 @@ from l2l.labelling.sesm import hard_iou
 from l2l.model.network import Network
 from l2l.proposals.regions import nearest
 from l2l.training.parts import Parts
-from l2l.training.pool import Batch, Pool, normalise
+from l2l.training.pool import Batch, normalise
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,12 @@ class Probe:
             regions = [nearest(maps[parts.pool.image_of[rows]], size).to(parts.pool.device) for rows in parted]
         others = None
         if rple is not None and parts.config.sesm.together:
-            others = [self._others(parts.pool, rows) for rows in parted]
+            others = [self._others(parts, rows) for rows in parted]
         return judge(parts.teacher, rple, batches, autocast=parts.autocast(), regions=regions, others=others)
 
     @staticmethod
-    def _others(pool: Pool, rows: Tensor) -> tuple[Tensor, Batch]:
+    def _others(parts: Parts, rows: Tensor) -> tuple[Tensor, Batch]:
         """The next sentence of each pair's record, where there is one, and the places of such pairs."""
-        other = pool.another(rows, torch.zeros(len(rows)))
+        other = parts.other_sentence(rows, torch.zeros(len(rows)))
         places = (other != rows).nonzero()[:, 0]
-        return places, pool.batch(other[places])
+        return places, parts.pool.batch(other[places])
