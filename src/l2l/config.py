@@ -96,7 +96,8 @@ class ModelConfig:
     BERT. `away` needs channels 40,80,128,160, depths 1,2,2,1 and the text sizes above."""
     backbone: str = ""
     """A pretrained encoder (Swin, ConvNeXt, DINOv2, DINOv3), by its name on the Hugging Face Hub or its folder, in
-    place of the compact one; `channels` and `depths` are not read then."""
+    place of the compact one; or `efficientnet-lite0`, a small one that needs no hub but the extra `lite`. `channels`
+    and `depths` are not read then."""
     text: str = ""
     """A pretrained text encoder (BERT, CLIP, a sentence encoder), likewise; `text_depth` is not read then, `text_width`
     is what its words are projected to, and `data.words` counts its tokens."""

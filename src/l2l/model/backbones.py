@@ -120,14 +120,18 @@ def _plain(model: Any, config: Any, checkpointing: bool) -> PretrainedEncoder:
 
 
 class Renormalise(nn.Module):
-    """From the pool's normalisation to ImageNet's, which all these models were trained with: an exact affine map."""
+    """From the pool's normalisation to the one a model was trained with: an exact affine map.
+
+    Args:
+        colours: mean and standard deviation of each channel; ImageNet's, as all models of transformers here have it.
+    """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, colours: tuple[Sequence[float], Sequence[float]] = IMAGENET) -> None:
         super().__init__()
-        mean, deviation = (torch.tensor(one, dtype=torch.float64) for one in IMAGENET)
+        mean, deviation = (torch.tensor(one, dtype=torch.float64) for one in colours)
         self.register_buffer("scale", (DEVIATION / deviation).float()[:, None, None], persistent=False)
         self.register_buffer("shift", ((MEAN - mean) / deviation).float()[:, None, None], persistent=False)
 

@@ -19,6 +19,8 @@ from l2l.model.text import Vocabulary
 from l2l.pretrained import Pretrained
 
 BACKBONE, TEXT = "backbone", "text"  # settings of the model, and folders of a run
+LITE = "efficientnet-lite0"  # the backbone that is neither on the hub nor in a folder (`model.lite`)
+LITE_DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of the file of its weights
 
 
 def source(name: str, part: str, run: Path | None) -> str:
@@ -37,8 +39,14 @@ def pretrained_part(part: str, where: str) -> Pretrained:
 
 def identities(model: ModelConfig) -> dict[str, str]:
     """Name and commit (or digest) of what the settings name, by part; empty where they name nothing."""
-    parts = {BACKBONE: model.backbone, TEXT: model.text}
-    return {part: pretrained_part(part, name).identity if name else "" for part, name in parts.items()}
+    found = {BACKBONE: "", TEXT: ""}
+    if model.backbone == LITE:
+        found[BACKBONE] = f"{LITE}@{LITE_DIGEST[:16]}"
+    elif model.backbone:
+        found[BACKBONE] = pretrained_part(BACKBONE, model.backbone).identity
+    if model.text:
+        found[TEXT] = pretrained_part(TEXT, model.text).identity
+    return found
 
 
 def keep(model: ModelConfig, vocabulary: Vocabulary, run: Path) -> None:
@@ -47,7 +55,7 @@ def keep(model: ModelConfig, vocabulary: Vocabulary, run: Path) -> None:
     Raises:
         InputError: if transformers is not installed or a configuration cannot be read.
     """
-    if model.backbone:
+    if model.backbone not in ("", LITE):  # the latter is built as the code says
         pretrained_part(BACKBONE, model.backbone).config.save_pretrained(run / BACKBONE)
     if model.text:
         text_config(pretrained_part(TEXT, model.text)).save_pretrained(run / TEXT)

@@ -20,7 +20,7 @@ from l2l.data.splits import Split, draw
 from l2l.data.streams import seed_of
 from l2l.errors import BadRecords, InputError
 from l2l.model.network import Network
-from l2l.model.pretrained import BACKBONE, TEXT, source
+from l2l.model.pretrained import BACKBONE, LITE, TEXT, source
 from l2l.model.segmenter import Segmenter
 from l2l.model.text import Vocabulary
 from l2l.proposals.bank import PriorBank, read_priors, soft_maps
@@ -151,6 +151,10 @@ def build_network(
 
 
 def _vision(model: ModelConfig, run: Path | None, read: dict[str, Any]) -> nn.Module:
+    if model.backbone == LITE:
+        from l2l.model.lite import read_lite
+
+        return read_lite(weights=run is None, checkpointing=model.checkpointing)
     if model.backbone:
         from l2l.model.backbones import read_backbone
 
