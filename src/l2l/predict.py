@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from torch import Tensor
 from l2l.data.durable import write_whole
 from l2l.data.images import load
 from l2l.errors import InputError
-from l2l.evaluate import upsample
+from l2l.evaluate import outline_gain, upsample
 from l2l.model.words import vocabulary_of
+from l2l.outlines import Picture
 from l2l.priors.prior import Prior, from_pixels
 from l2l.proposals.affinity import propose
 from l2l.proposals.proposal import Proposals
@@ -47,6 +49,8 @@ class Predictor:
 
     Args:
         run: the run's folder.
+        outlines: masks get their outlines from the picture (`l2l.outlines`), and scores say so, as far as the run's
+            labelled pictures can be read to measure by how much, or were before.
 
     Raises:
         InputError: if there is no run, it is damaged, or it has no network (`prior_only`).
@@ -57,7 +61,7 @@ class Predictor:
         >>> predictor.segment("left black shoe").mask.sum()            # doctest: +SKIP
     """
 
-    def __init__(self, run: Path | str):
+    def __init__(self, run: Path | str, *, outlines: bool = False):
         config, network, _, about = load_run(run)
         if network is None:
             raise InputError("this run is the prior alone; it has no network to predict with", file=run)
@@ -68,6 +72,15 @@ class Predictor:
         self._size = (0, 0)
         self._sam = choose_sam(config)
         self._for_sam: np.ndarray | None = None  # the picture, until SAM is asked about it
+        self._pictures: list[Picture] | None = None  # what gives masks their outlines
+        self.gains = {True: 1.0, False: 1.0}  # of answers with a box and without
+        self.outlines = outlines
+        if outlines:
+            with contextlib.suppress(InputError):  # the pictures are elsewhere: scores stay as they are
+                self.gains = {
+                    given: outline_gain(run, config, network, about, prior=given and bool(config.data.prior))
+                    for given in self.gains
+                }
 
     def set_image(self, image: Path | str | Image.Image | np.ndarray) -> None:
         """Choose the picture: a path, a Pillow image, or uint8 (H, W, 3) RGB or (H, W) grey.
@@ -79,6 +92,8 @@ class Predictor:
         self._size = (picture.shape[0], picture.shape[1])
         self._small = resize(picture, (self.config.data.height, self.config.data.width))
         self._for_sam, self._seen = picture, None
+        if self.outlines:
+            self._pictures = [Picture(picture, (self.config.data.height, self.config.data.width))]
 
     def segment(self, sentence: str, box: Sequence[float] | None = None) -> Prediction:
         """The pixels a sentence means.
@@ -138,13 +153,14 @@ class Predictor:
         """
         if not all(sentence.strip() for several in sentences for sentence in several):
             raise InputError("an empty sentence")
-        small, sizes, given, known = [], [], [], [box is not None for several in boxes for box in several]
+        small, sizes, given, ready, known = [], [], [], [], [box is not None for several in boxes for box in several]
         cells = grid_size((self.config.data.height, self.config.data.width))
         for picture, own in zip(pictures, boxes, strict=True):
             self.set_image(picture)
             assert self._small is not None
             small.append(self._small.float() / 255)
             sizes.append(self._size)
+            ready += self._pictures or []
             pointed = any(box is not None for box in own)
             given.append(
                 self._proposals(small[-1][None], own) if pointed else Proposals.absent(len(own), *cells)
@@ -157,12 +173,12 @@ class Predictor:
             torch.cat([one.soft for one in given]), torch.cat([one.score for one in given]),
             torch.cat([one.present for one in given]),
         ) if any(known) else None  # fmt: skip
-        self._seen = None
+        self._seen, self._pictures = None, ready
         try:
             flat = [sentence for several in sentences for sentence in several]
             found = iter(self._answer(torch.stack(small), of, sizes, flat, known, proposals, batch))
         finally:
-            self._small = self._seen = self._for_sam = None
+            self._small = self._seen = self._for_sam = self._pictures = None
         return [[next(found) for _ in range(count)] for count in counts]
 
     def _answer(
@@ -182,16 +198,18 @@ class Predictor:
                 given = None if proposals is None else proposals[rows].to(device)
                 mine, seen = picture, self._seen
                 if len(images) > 1:
-                    which = of[rows].to(device)
-                    mine, seen = picture[which], tuple(part[which] for part in self._seen)
+                    places = of[rows].to(device)
+                    mine, seen = picture[places], tuple(part[places] for part in self._seen)
                 answer = self.network(mine, tokens[rows].to(device), given, seen=seen)
                 told = self.network.sesm.unprompted(answer.q)
                 for place, row in enumerate(rows.tolist()):
                     logits, reliability = answer.q[place], told[place]
                     if known[row] and answer.elevated is not None:
                         logits, reliability = answer.best[place], answer.elevated.score[place]
-                    mask = upsample(logits.cpu(), sizes[int(of[row])])
-                    found.append(Prediction(mask, float(reliability.float().sigmoid()), tight_box(mask)))
+                    which, logits = int(of[row]), logits.cpu()
+                    mask = self._pictures[which].mask(logits) if self._pictures else upsample(logits, sizes[which])
+                    score = min(1.0, float(reliability.float().sigmoid()) * self.gains[known[row]])
+                    found.append(Prediction(mask, score, tight_box(mask)))
         return found
 
     def _proposals(self, image: Tensor, boxes: Sequence[Sequence[float] | None]) -> Proposals:
@@ -217,10 +235,11 @@ class Predictor:
 
 
 def predict(
-    run: Path | str, image: Path | str | Image.Image | np.ndarray, sentence: str, *, box: Sequence[float] | None = None
-) -> Prediction:
+    run: Path | str, image: Path | str | Image.Image | np.ndarray, sentence: str, *,
+    box: Sequence[float] | None = None, outlines: bool = False,
+) -> Prediction:  # fmt: skip
     """Segment what a sentence means in a picture; see `Predictor`, which is faster for more than one question."""
-    predictor = Predictor(run)
+    predictor = Predictor(run, outlines=outlines)
     predictor.set_image(image)
     return predictor.segment(sentence, box)
 

@@ -13,10 +13,11 @@ import torch
 from l2l.data.images import digest
 from l2l.data.read import DataSet
 from l2l.errors import BadRecords, InputError
-from l2l.evaluate import prepare_split, weights_of
+from l2l.evaluate import outline_gain, prepare_split, weights_of
 from l2l.label import label_rows, to_label
 from l2l.labelling.rple import Rple
 from l2l.model.words import vocabulary_of
+from l2l.outlines import Drawer
 from l2l.priors.prior import Prior
 from l2l.priors.store import FILE
 from l2l.proposals.bank import read_priors, soft_maps
@@ -30,8 +31,8 @@ from l2l.training.prepare import choose_sam
 
 def label_shards(
     run: Path | str, shards: Path | str, out: Path | str, *, prior: Path | str | None = None, no_prior: bool = False,
-    everything: bool = False, batch: int = 64, engine: Engine = "local", workers: int = 1, threads: int = 1,
-    device: str = "", progress: Callable[[int, int], None] | None = None,
+    everything: bool = False, outlines: bool = False, batch: int = 64, engine: Engine = "local", workers: int = 1,
+    threads: int = 1, device: str = "", progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Label the train pairs without a mask of every shard; `labels-SHARD.jsonl` has the lines of `l2l label`.
 
@@ -43,6 +44,7 @@ def label_shards(
         prior: what `prior_shards` wrote for these shards; or a store, or a file, which every worker reads whole.
         no_prior: let the network answer alone. For a run that was trained with a prior, one of the two is to be said.
         everything: label the train pairs with masks as well.
+        outlines: as in `l2l.label.label`.
         batch: pairs at a time; with `threads`, of each worker, part of what makes two calls equal to the bit.
         device: where the network runs, if not where it was trained; with `ray`, a worker on `cuda` takes one GPU.
 
@@ -64,6 +66,8 @@ def label_shards(
         **_about_prior(where), "everything": everything, "batch": batch, "threads": threads,
         "device": device or config.train.device,
     }  # fmt: skip
+    if outlines:
+        settings["outlines"] = outline_gain(run, config, network, about, prior=bool(where) and bool(config.data.prior))
     job = LabelJob(run=str(run), prior=where, threads=threads, device=settings["device"], settings=settings)
     return run_shards(job, shards, out, engine=engine, workers=workers, progress=progress)
 
@@ -144,9 +148,12 @@ class LabelJob:
                 priors = self._priors(shard, todo)
                 pool = pool.with_proposals(*soft_maps(priors, pool.images, pool.image_of, cells, sam=sam,
                                                       pictures=pool.pictures))  # fmt: skip
+            gain = self.settings.get("outlines")
+            draw = Drawer(pool, (config.data.height, config.data.width)) if gain else None
             batches = torch.arange(len(pool)).split(self.settings["batch"])
             lines = [line for rows in batches
-                     for line in label_rows(network, policy, pool, rows, config, prior=bool(self.prior))]  # fmt: skip
+                     for line in label_rows(network, policy, pool, rows, config, prior=bool(self.prior), draw=draw,
+                                            gain=gain or 1.0)]  # fmt: skip
             return lines, _sums(lines)
 
         return work

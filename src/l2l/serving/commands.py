@@ -23,6 +23,7 @@ def serve_options(one: argparse.ArgumentParser) -> None:
                      "lines")  # fmt: skip
     one.add_argument("--port", type=int, default=8321, metavar="P", help="0 for any that is free (8321)")
     one.add_argument("--device", metavar="D", help="torch device (the run's own)")
+    one.add_argument("--outlines", action="store_true", help="masks get their outlines from the picture's colours")
     one.add_argument("--labels", type=Path, metavar="DIR",
                      help="keep what people correct there; l2l train --data reads it")  # fmt: skip
     one.add_argument("--review", type=Path, metavar="DIR",
@@ -58,4 +59,4 @@ def serve(args: argparse.Namespace) -> None:
         check_device(args.device)
     limits = Limits(pixels=args.max_pixels, sentences=args.max_sentences, seconds=args.timeout, waiting=args.queue)
     serve(args.run_folder, host=args.host, port=args.port, device=args.device, labels=args.labels, review=args.review,
-          images=args.images, limits=limits, token=args.token or "")  # fmt: skip
+          images=args.images, limits=limits, token=args.token or "", outlines=args.outlines)  # fmt: skip

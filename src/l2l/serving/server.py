@@ -35,6 +35,7 @@ M_ARENA_MAX = -8  # of glibc's malloc.h
 def serve(
     run: Path, *, host: str = "127.0.0.1", port: int = 8321, device: str | None = None, labels: Path | None = None,
     review: Path | None = None, images: Path | None = None, limits: Limits | None = None, token: str = "",
+    outlines: bool = False,
 ) -> None:
     """Serve a run until SIGTERM or Ctrl-C.
 
@@ -48,6 +49,7 @@ def serve(
         images: where its pictures are, if not where they were.
         limits: what one client may ask for.
         token: what clients must know; that of `L2L_TOKEN` if not given.
+        outlines: masks get their outlines from the pictures, see `predict.Predictor`.
 
     Raises:
         InputError: if there is no run, or labels cannot be written. OSError: if the port cannot be had.
@@ -58,7 +60,7 @@ def serve(
     if review and (said := unfinished(review)):
         print(said, file=sys.stderr)
     queue = Queue(read_labels(review, images=images)) if review else None
-    predictor, about = open_run(run, device)
+    predictor, about = open_run(run, device, outlines=outlines)
     folder = LabelFolder(labels) if labels else None
     names = [name.strip() for name in os.environ.get("L2L_HOSTS", "").split(",") if name.strip()]
     app = create_app(predictor, about, limits=limits, labels=folder, review=queue, token=token,
@@ -86,9 +88,9 @@ def _one_heap() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def open_run(run: Path, device: str | None = None) -> tuple[Predictor, About]:
+def open_run(run: Path, device: str | None = None, *, outlines: bool = False) -> tuple[Predictor, About]:
     """A run ready to answer, on a device, and what may be told of it. Raises `InputError`."""
-    predictor = Predictor(run)
+    predictor = Predictor(run, outlines=outlines)
     if device is not None:
         predictor.config = predictor.config.replace("train", device=device)
         predictor.network.to(device)

@@ -10,6 +10,7 @@ from typing import Any
 from l2l.config import Config
 from l2l.data.durable import write_whole
 from l2l.errors import InputError
+from l2l.evaluate import GAIN, weights_of
 from l2l.model.pretrained import BACKBONE, TEXT
 from l2l.predict import Predictor
 from l2l.sharing.card import make_card
@@ -45,6 +46,10 @@ def save_pretrained(run: Path | str, out: Path | str, *, licence: str = "", name
     tensors, saved = load_tensors(run / CHECKPOINT)
     kept = {name: value for name, value in tensors.items() if name.startswith(("teacher.", "extra."))}
     save_tensors(out / CHECKPOINT, kept, saved)
+    if (run / GAIN).is_file():  # of other weights, by their digest: those left behind are the student's
+        gains = json.loads((run / GAIN).read_text(encoding="utf-8"))
+        if gains["weights"] == weights_of(run):
+            write_whole(out / GAIN, json.dumps(gains | {"weights": weights_of(out)}).encode())
     for part in (BACKBONE, TEXT):
         if (run / part).is_dir():
             shutil.copytree(run / part, out / part, dirs_exist_ok=True)
