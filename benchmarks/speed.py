@@ -2,12 +2,14 @@
 
     python benchmarks/speed.py step [--methods fixmatch,l2l] [--steps 20] [--size 96x96]
     python benchmarks/speed.py sentences [--size 96x96]
+    python benchmarks/speed.py outlines
 
 `step` times the training steps of some methods by turns, so that whatever else the machine does falls on all alike: in
 the phase in which L2L learns from held-out labels (a tenth to 40 % of a run) and in the one after it; what share of a
 step goes into batches and views; and, each method in a process of its own, by how much memory grows while it trains
 (on a CPU: on Linux only). The first method is the measure. `sentences` times a picture with one and with twenty
-sentences, from the picture to the masks.
+sentences, from the picture to the masks. `outlines` times what these cost (`l2l.outlines`), beside bilinear
+interpolation, for networks and pictures of several sizes.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from l2l.benchmark_suites import SCENES
@@ -141,9 +145,30 @@ def sentences(args: argparse.Namespace, folder: Path) -> None:
           f"{1000 * many:.1f} ms, {many / one:.2f} x")  # fmt: skip
 
 
+def outlines(args: argparse.Namespace, folder: Path) -> None:
+    """A picture made ready, and a mask of it, with outlines and without."""
+    from l2l.evaluate import upsample
+    from l2l.outlines import Picture
+
+    rng = np.random.default_rng(0)
+    for seen, own in (((96, 96), (96, 96)), ((144, 96), (320, 210)), ((96, 96), (480, 640)), ((480, 480), (480, 640))):
+        pixels, logits = rng.integers(0, 255, (*own, 3), dtype=np.uint8), torch.randn(seen[0] // 4, seen[1] // 4)
+        ready = Picture(pixels, seen)
+        ways = {"made ready": partial(Picture, pixels, seen), "a mask": partial(ready.mask, logits),
+                "bilinear": partial(upsample, logits, own)}  # fmt: skip
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(args.steps):
+            for name, way in ways.items():
+                began = time.perf_counter()
+                way()
+                taken[name].append(time.perf_counter() - began)
+        said = ", ".join(f"{name} {1000 * statistics.median(seconds):.1f} ms" for name, seconds in taken.items())
+        print(f"{torch.get_num_threads()} threads, seen at {seen[0]}x{seen[1]}, picture {own[0]}x{own[1]}: {said}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("step", "sentences"))
+    parser.add_argument("what", choices=("step", "sentences", "outlines"))
     parser.add_argument("--methods", default="fixmatch,l2l")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", default="96x96")
@@ -152,7 +177,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        (step if args.what == "step" else sentences)(args, Path(folder))
+        {"step": step, "sentences": sentences, "outlines": outlines}[args.what](args, Path(folder))
 
 
 if __name__ == "__main__":

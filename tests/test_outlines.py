@@ -19,6 +19,7 @@ from l2l.evaluate import Evaluation, evaluate, outline_gain
 from l2l.label import label
 from l2l.outlines import RADIUS, SMOOTH, Picture, wide
 from l2l.predict import Predictor
+from l2l.report import _stored
 from l2l.rle import Rle
 from l2l.serving.server import open_run
 from l2l.sharing.folder import save_pretrained
@@ -201,6 +202,15 @@ def test_predict(run: Path, tmp_path: Path) -> None:
     assert Predictor(shared, outlines=True).gains == drawn.gains
     served = open_run(run, outlines=True)[0]
     assert np.array_equal(served.segment_many([picture], [said], [boxes])[0][0].mask, found[0].mask)
+
+
+def test_report_and_card_tell_them_apart(run: Path, tmp_path: Path) -> None:
+    ids = [one.id for one in (evaluate(run) + evaluate(run, outlines=True))[0].pairs]
+    stored = _stored(run, "val", load_run(run)[3], ids)
+    assert {"with", "alone"} <= set(stored) and not any(one.outlines for one in stored.values())
+    card = (save_pretrained(run, tmp_path / "shared") / "README.md").read_text()
+    ways = [line.split("|")[2] for line in card.splitlines() if "`data`, val" in line]
+    assert len(set(ways)) == len(ways) >= 4
 
 
 def test_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,7 @@ The network answers in cells of 4 x 4 pixels of what it sees, and it sees the pi
 within a cell, the picture knows better. So the mask is the guided filter's answer (He, Sun & Tang, "Guided Image
 Filtering", TPAMI 2013, with three colours): around each pixel a linear function of the colours is fitted to the
 probabilities, which so change where the colours do. The fit is made where a cell has 4 pixels, and read at the
-picture's own resolution (the "fast" variant, He & Sun, arXiv 1505.00996): for a large picture it costs little more than
-the bilinear interpolation that it takes the place of.
+picture's own resolution (the "fast" variant, He & Sun, arXiv 1505.00996).
 """
 
 from __future__ import annotations
@@ -81,7 +80,9 @@ def wide(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def around(x: Tensor) -> Tensor:
     """Mean of (B, C, h, w) over the window around each pixel, as much of it as lies in the picture."""
-    return F.avg_pool2d(x, 2 * RADIUS + 1, 1, RADIUS, count_include_pad=False)
+    for window, pad in (((2 * RADIUS + 1, 1), (RADIUS, 0)), ((1, 2 * RADIUS + 1), (0, RADIUS))):
+        x = F.avg_pool2d(x, window, 1, pad, count_include_pad=False)
+    return x
 
 
 class Drawer:

@@ -157,7 +157,7 @@ def _stored(run: Path, split: str, about: dict[str, Any], ids: list[str]) -> dic
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue  # damaged: it will be made again
         fits = one.split == split and one.prior in ("", prior) and [pair.id for pair in one.pairs] == ids
-        if fits and ((one.run, one.weights) == now if one.run else path.stat().st_mtime >= made):
+        if fits and not one.outlines and ((one.run, one.weights) == now if one.run else path.stat().st_mtime >= made):
             found["alone" if one.method == "prior alone" else "with" if one.prior else "without"] = one
     return found
 

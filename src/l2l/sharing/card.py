@@ -86,6 +86,8 @@ def _scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
         way = "with the prior" if one["prior"] else "without a prior"
         if one["method"] == "prior alone":
             way = one["method"]
+        if one["outlines"]:
+            way += ", outlines from the picture"
         values = (one["scores"].get(metric) for metric in METRICS)
         shown = " | ".join("" if value is None else f"{100 * value:.1f}" for value in values)
         rows.append(f"| `{_plain(one['data'])}`, {_plain(one['split'])} | {way} | {shown} |")

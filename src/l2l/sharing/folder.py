@@ -73,7 +73,8 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
     for path in sorted((run / "evaluations").glob("*.json")):
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
-            found.append({name: told[name] for name in ("data", "split", "method", "prior", "scores")})
+            named = {name: told[name] for name in ("data", "split", "method", "prior", "scores")}
+            found.append({**named, "outlines": bool(told.get("outlines"))})
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found
