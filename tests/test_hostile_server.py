@@ -182,7 +182,7 @@ def test_loopback_unless_told_otherwise_and_a_token_from_either_place(
         given.update(more)
         raise Stop
 
-    monkeypatch.setattr(server, "open_run", lambda *_: (None, ABOUT))
+    monkeypatch.setattr(server, "open_run", lambda *_, **__: (None, ABOUT))
     monkeypatch.setattr(server, "create_app", made)
     cases = (((), "", ""), ((), "e", "e"), (("--token", "t"), "e", "t"), (("--token", "t"), "", "t"))
     for asked, known, expected in cases:
