@@ -147,14 +147,15 @@ def sentences(args: argparse.Namespace, folder: Path) -> None:
 
 def outlines(args: argparse.Namespace, folder: Path) -> None:
     """A picture made ready, and a mask of it, with outlines and without."""
-    from l2l.evaluate import upsample
-    from l2l.outlines import Picture
+    from l2l.outlines import Picture, upsample
+    from l2l.training.pool import resize
 
     rng = np.random.default_rng(0)
     for seen, own in (((96, 96), (96, 96)), ((144, 96), (320, 210)), ((96, 96), (480, 640)), ((480, 480), (480, 640))):
         pixels, logits = rng.integers(0, 255, (*own, 3), dtype=np.uint8), torch.randn(seen[0] // 4, seen[1] // 4)
-        ready = Picture(pixels, seen)
-        ways = {"made ready": partial(Picture, pixels, seen), "a mask": partial(ready.mask, logits),
+        small = resize(pixels, seen)
+        ready = Picture(pixels, small)
+        ways = {"made ready": partial(Picture, pixels, small), "a mask": partial(ready.mask, logits),
                 "bilinear": partial(upsample, logits, own)}  # fmt: skip
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(args.steps):

@@ -219,7 +219,7 @@ def main() -> None:
         ways = {"without": answers_and_rho(network, pool, config, prior=False)}
         if bank:
             ways |= {"with": answers_and_rho(network, pool, config, prior=True), "alone": prior_answers(pool)}
-        draw = Drawer(pool, (config.data.height, config.data.width))
+        draw = Drawer(pool)
         for name, results in {name: list(found) for name, found in ways.items()}.items():
             for outlines in (False, True):
                 pairs = score_pairs(pool, results, draw=draw if outlines else None)

@@ -14,9 +14,10 @@ from l2l.cli import main
 from l2l.config import Config
 from l2l.data.splits import Split
 from l2l.errors import InputError
-from l2l.evaluate import answers, prepare_split, upsample
+from l2l.evaluate import answers, prepare_split
 from l2l.label import label
 from l2l.model.text import Vocabulary
+from l2l.outlines import upsample
 from l2l.predict import tight_box
 from l2l.rle import Rle
 from l2l.training.loop import load_run

@@ -24,7 +24,7 @@ from l2l.rle import Rle
 from l2l.serving.server import open_run
 from l2l.sharing.folder import save_pretrained
 from l2l.training.loop import load_run, train
-from l2l.training.pool import normalise
+from l2l.training.pool import normalise, resize
 from l2l.training.prepare import read_data
 
 
@@ -45,6 +45,10 @@ def by_definition(picture: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / (a | b).sum())
+
+
+def ready(picture: np.ndarray, size: tuple[int, int]) -> Picture:
+    return Picture(picture, resize(picture, size))
 
 
 def disc(side: int, x: float, y: float, radius: float) -> np.ndarray:
@@ -72,7 +76,7 @@ def test_it_is_the_guided_filter() -> None:
     p = wide(logits[None, None], (20, 28)).sigmoid()[0, 0].numpy()
     expected = by_definition(picture / 255, p)
     near = np.abs(expected - 0.5) < 1e-3  # where rounding decides
-    found = Picture(picture, (20, 28)).mask(logits)
+    found = ready(picture, (20, 28)).mask(logits)
     assert near.mean() < 0.05 and found.any() and not found.all()
     assert np.array_equal(found[~near], expected[~near] > 0.5)
 
@@ -82,34 +86,34 @@ def test_a_mask_ends_where_the_colours_do(times: int) -> None:
     truth = disc(96 * times, 0.42, 0.55, 0.17)
     logits = cells_of(disc(96 * times, 0.43, 0.54, 0.19), 24)  # somewhat beside it, and too large
     plain = wide(logits[None, None], truth.shape)[0, 0].numpy() > 0
-    drawn = Picture(painted(truth), (96, 96)).mask(logits)
+    drawn = ready(painted(truth), (96, 96)).mask(logits)
     assert iou(plain, truth) < 0.82 and iou(drawn, truth) > 0.93
 
 
 def test_rows_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = disc(150, 0.5, 0.4, 0.2)
     picture, logits = painted(truth), cells_of(truth, 24)
-    whole = Picture(picture, (96, 96)).mask(logits)
+    whole = ready(picture, (96, 96)).mask(logits)
     monkeypatch.setattr(outlines, "ROWS", 7)
-    assert np.array_equal(Picture(picture, (96, 96)).mask(logits), whole)
+    assert np.array_equal(ready(picture, (96, 96)).mask(logits), whole)
     with torch.autocast("cpu", torch.bfloat16):
-        assert np.array_equal(Picture(picture, (96, 96)).mask(logits), whole)
+        assert np.array_equal(ready(picture, (96, 96)).mask(logits), whole)
 
 
 def test_nothing_stays_nothing_and_something_something() -> None:
-    ready = Picture(painted(disc(64, 0.5, 0.5, 0.3)), (64, 64))
-    assert not ready.mask(torch.full((16, 16), -0.01)).any()
-    assert ready.mask(torch.full((16, 16), 5.0)).all()
+    made = ready(painted(disc(64, 0.5, 0.5, 0.3)), (64, 64))
+    assert not made.mask(torch.full((16, 16), -0.01)).any()
+    assert made.mask(torch.full((16, 16), 5.0)).all()
     spot = torch.full((16, 16), -6.0)
     spot[3, 4] = 4.0  # a cell of a colour that says nothing
     plain = wide(spot[None, None], (64, 64))[0, 0].numpy() > 0
-    assert plain.any() and np.array_equal(ready.mask(spot), plain)
+    assert plain.any() and np.array_equal(made.mask(spot), plain)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3)])
 def test_pictures_of_any_shape(size: tuple[int, int]) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
-    assert Picture(picture, (64, 64)).mask(torch.randn(16, 16)).shape == size
+    assert ready(picture, (64, 64)).mask(torch.randn(16, 16)).shape == size
 
 
 # --- through a run ------------------------------------------------------------------------------------------------
@@ -139,7 +143,7 @@ def test_evaluate(run: Path) -> None:
     assert Evaluation.from_json(told).outlines == gain
 
 
-def test_the_gain_is_measured_once_for_the_weights_there_are(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gain_is_measured_once_for_the_weights_there_are(run: Path) -> None:
     config, network, _, about = load_run(run)
     assert network is not None
     first = [outline_gain(run, config, network, about, prior=prior) for prior in (True, False)]
@@ -190,9 +194,9 @@ def test_predict(run: Path, tmp_path: Path) -> None:
     boxes = [[10.0, 10.0, 50.0, 60.0], *[None] * (len(said) - 1)]
     plain.set_image(picture)
     drawn.set_image(picture)
-    ready = Picture(picture, (config.data.height, config.data.width))
+    made = ready(picture, (config.data.height, config.data.width))
     found = drawn.segment_all(said, boxes)
-    assert np.array_equal(found[1].mask, ready.mask(answer_of(drawn, said[1])))
+    assert np.array_equal(found[1].mask, made.mask(answer_of(drawn, said[1])))
     for one, other, given in zip(found, plain.segment_all(said, boxes), boxes, strict=True):
         assert one.score == pytest.approx(min(1, other.score * drawn.gains[given is not None]))
         assert one.mask.any() == other.mask.any()

@@ -11,8 +11,9 @@ import l2l
 from l2l.cli import main
 from l2l.data.images import load
 from l2l.errors import InputError
-from l2l.evaluate import answers, prepare_split, upsample
+from l2l.evaluate import answers, prepare_split
 from l2l.model.text import Vocabulary
+from l2l.outlines import upsample
 from l2l.predict import BOX_SCORE, Prediction, Predictor, predict, save_mask, save_overlay, tight_box
 from l2l.priors.prior import Prior, from_pixels
 from l2l.proposals.bank import soft_maps

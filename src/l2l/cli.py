@@ -37,7 +37,7 @@ from l2l.data.durable import FULL
 from l2l.errors import InputError
 from l2l.exchange.commands import add as add_exchange
 from l2l.serving.commands import EXAMPLE, TEXT, serve_options
-from l2l.subcommand import Help, listed, subcommand
+from l2l.subcommand import Help, listed, outlines_option, subcommand
 from l2l.training.stop import TERMINATED, Stopped, on_sigterm, terminate
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def parser() -> argparse.ArgumentParser:
     _run_and_prior(one)
     one.add_argument("--split", default="val", help="which split (val)")
     one.add_argument("--json", action="store_true", help="print JSON")
-    _outlines(one)
+    outlines_option(one)
 
     one = subcommand(commands, "predict", predict, "the pixels that a sentence means in one picture",
                      'l2l predict runs/a street.jpg "left black shoe" --out mask.png --overlay over.png',
@@ -242,7 +242,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"),
                      help="where something points, pixels; it may be wrong")  # fmt: skip
     one.add_argument("--overlay", type=Path, metavar="OVER.png", help="also draw the mask over the picture")
-    _outlines(one)
+    outlines_option(one)
 
     one = subcommand(commands, "save", save, "a model folder with its card, for others or the hub; or ONNX",
                      "l2l save runs/a --out street-clothes --license cc-by-4.0",
@@ -264,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--unlabelled", type=Path, metavar="FILE", help="JSONL file of further pairs")
     one.add_argument("--skip-bad", action="store_true", help="set bad records aside, in DIR/skipped.jsonl")
     one.add_argument("--all", action="store_true", help="the labelled pairs too")
-    _outlines(one)
+    outlines_option(one)
     _shards(one)
     one.add_argument("--device", help="torch device (the run's own; --shards)")
 
@@ -319,10 +319,6 @@ def _shards(one: argparse.ArgumentParser) -> None:
                      help="shards one by one here, or many at once with Ray (local; --shards)")  # fmt: skip
     one.add_argument("--workers", type=int, default=1, metavar="N", help="shards at once (--engine ray; 1)")
     one.add_argument("--threads", type=int, default=1, metavar="N", help="of each worker (--shards; 1)")
-
-
-def _outlines(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--outlines", action="store_true", help="masks get their outlines from the picture's colours")
 
 
 def _run_and_prior(one: argparse.ArgumentParser) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from l2l.config import Config
-from l2l.data.durable import naming
+from l2l.data.durable import write_whole
 from l2l.data.images import digest
 from l2l.data.splits import Split
 from l2l.errors import BadRecords, InputError
@@ -26,7 +24,7 @@ from l2l.metrics import Calibration, Scores, calibration, iou, overlap, summaris
 from l2l.model.network import Network
 from l2l.model.text import Vocabulary
 from l2l.model.words import vocabulary_of
-from l2l.outlines import Drawer
+from l2l.outlines import Drawer, upsample
 from l2l.proposals.bank import PriorBank, read_priors, soft_maps
 from l2l.proposals.proposal import Proposals
 from l2l.sample import Sample
@@ -136,12 +134,6 @@ def _pair(key: Any, inter: Any, union: Any, score: Any, rho: Any = None, prior_i
 def weights_of(run: Path) -> str:
     """Digest of a run's checkpoint; empty where nothing was trained."""
     return digest(str(run / CHECKPOINT)) if (run / CHECKPOINT).exists() else ""
-
-
-def upsample(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Logits (h, w) -> boolean mask of `size` (H, W): bilinear, then cut at 0."""
-    wide = F.interpolate(logits[None, None].float(), size=size, mode="bilinear", align_corners=False)
-    return (wide[0, 0] > 0).numpy()
 
 
 def prepare_split(
@@ -279,7 +271,7 @@ def evaluate(
     weights = weights_of(Path(run))
     draw, gain = None, 0.0
     if outlines:
-        draw, gain = Drawer(pool, (config.data.height, config.data.width)), 1.0
+        draw, gain = Drawer(pool), 1.0
         if network is not None:
             gain = outline_gain(run, config, network, about, prior=bank is not None)
     alone = score_pairs(pool, prior_answers(pool), draw=draw) if bank is not None else ()
@@ -302,10 +294,7 @@ def _save(run: Path, one: Evaluation) -> None:
     folder = run / "evaluations"
     folder.mkdir(exist_ok=True)
     path = folder / f"{one.data}-{one.split}-{kind}{'-outlines' if one.outlines else ''}.json"
-    part = path.with_suffix(f".{os.getpid()}.part")
-    with naming(path):
-        part.write_text(json.dumps(one.to_json()) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, (json.dumps(one.to_json()) + "\n").encode())
 
 
 GAIN, KNOWN = "outlines.json", 200  # the file of a run, and how many referents tell what is in it
@@ -334,15 +323,12 @@ def outline_gain(
     samples = sorted(random.Random(0).sample(samples, min(KNOWN, len(samples))), key=lambda one: one.image)
     where = config.data.prior if prior else ""
     pool, bank = prepare_split(samples, config, vocabulary_of(config, about, Path(run)), where)
-    draw = Drawer(pool, (config.data.height, config.data.width))
+    draw = Drawer(pool)
     results = list(answers_and_rho(network, pool, config, prior=bank is not None))
     plain, drawn = (sum(one.iou for one in score_pairs(pool, results, draw=way)) for way in (None, draw))
     gain = round(max(1.0, drawn / plain), 4) if plain else 1.0
-    part = file.with_suffix(f".{os.getpid()}.part")
-    with naming(file):
-        part.write_text(json.dumps({**(kept if kept.get("weights") == weights else {}), "weights": weights, how: gain}),
-                        encoding="utf-8")  # fmt: skip
-    os.replace(part, file)
+    others = kept if kept.get("weights") == weights else {}
+    write_whole(file, json.dumps({**others, "weights": weights, how: gain}).encode())
     return gain
 
 

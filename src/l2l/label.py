@@ -25,13 +25,13 @@ from l2l.data.read import DataSet, read
 from l2l.data.readable import readable
 from l2l.data.splits import Split
 from l2l.errors import BadRecords, InputError
-from l2l.evaluate import outline_gain, prepare_split, upsample
+from l2l.evaluate import outline_gain, prepare_split
 from l2l.labelling.policy import observe
 from l2l.labelling.records import pooled
 from l2l.labelling.rple import Rple
 from l2l.model.network import Network
 from l2l.model.words import vocabulary_of
-from l2l.outlines import Drawer
+from l2l.outlines import Drawer, upsample
 from l2l.predict import tight_box
 from l2l.proposals.bank import PriorBank
 from l2l.rle import Rle
@@ -115,7 +115,7 @@ def label(
     bad.write(out / SKIPPED)
     draw, gain = None, 1.0
     if outlines:
-        draw = Drawer(pool, (config.data.height, config.data.width))
+        draw = Drawer(pool)
         gain = outline_gain(run, config, network, about, prior=bank is not None)
     origin = _origin(run, about, dataset, pool, bank) | ({"outlines": gain} if outlines else {})
     _check_origin(out, origin)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2l.data.images import load
-from l2l.training.pool import Pool, resize
+from l2l.training.pool import Pool
 
 RADIUS = 4  # pixels of the small picture, one cell: half the side of the windows that the fit is made in
 ROWS = 256  # of the picture, at once
@@ -29,12 +29,12 @@ class Picture:
 
     Args:
         pixels: uint8 (H, W, 3), at its own resolution.
-        size: (height, width) at which the network sees it.
+        small: uint8 (3, h, w), as the network sees it.
     """
 
-    def __init__(self, pixels: np.ndarray, size: tuple[int, int]):
+    def __init__(self, pixels: np.ndarray, small: Tensor):
         self.pixels = torch.from_numpy(np.ascontiguousarray(pixels))
-        self.small = resize(pixels, size)[None].float() / 255
+        self.small = small[None].float() / 255
         self.mean = around(self.small)
         pairs = self.small[:, :, None] * self.small[:, None]  # (1, 3, 3, h, w)
         spread = around(pairs.flatten(1, 2)).view_as(pairs) - self.mean[:, :, None] * self.mean[:, None]
@@ -45,13 +45,12 @@ class Picture:
     def mask(self, logits: Tensor) -> np.ndarray:
         """Logits of cells (h, w) -> bool (H, W). Nothing stays nothing, and something never becomes nothing: what the
         filter would wipe out is drawn without it."""
-        logits, size = logits[None, None].float().cpu(), tuple(self.pixels.shape[:2])
-        plain = wide(logits, size)[0, 0] > 0
+        plain = upsample(logits.cpu(), (self.pixels.shape[0], self.pixels.shape[1]))
         if not plain.any():
-            return plain.numpy()
+            return plain
         with torch.autocast("cpu", enabled=False):
-            found = self.filtered(wide(logits, self.small.shape[2:]).sigmoid())
-        return (found if found.any() else plain).numpy()
+            found = self.filtered(wide(logits[None, None].float().cpu(), self.small.shape[2:]).sigmoid()).numpy()
+        return found if found.any() else plain
 
     def filtered(self, p: Tensor) -> Tensor:
         """The filter's answer to probabilities at the small size, (1, 1, h, w): bool (H, W)."""
@@ -73,6 +72,11 @@ class Picture:
         return found
 
 
+def upsample(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Without outlines: logits (h, w) -> boolean mask of `size` (H, W), bilinear, then cut at 0."""
+    return (wide(logits[None, None].float(), size)[0, 0] > 0).numpy()
+
+
 def wide(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear interpolation of (B, C, h, w) to another size."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
@@ -89,16 +93,16 @@ class Drawer:
     """Makes masks of a pool's answers, with outlines; the picture asked about last stays ready.
 
     Args:
-        pool: pairs, of which only the pictures' places are read. size: (height, width) at which the network sees them.
+        pool: pairs, of which only the pictures are read.
     """
 
-    def __init__(self, pool: Pool, size: tuple[int, int]):
-        self.places, self.of, self.size = pool.pictures, pool.image_of.tolist(), size
+    def __init__(self, pool: Pool):
+        self.places, self.small, self.of = pool.pictures, pool.images, pool.image_of.tolist()
         self.ready: tuple[int, Picture] | None = None
 
     def __call__(self, logits: Tensor, row: int) -> np.ndarray:
         """Logits of cells (h, w) that answer that row of the pool -> bool (H, W)."""
         which = self.of[row]
         if self.ready is None or self.ready[0] != which:
-            self.ready = which, Picture(load(self.places[which]), self.size)
+            self.ready = which, Picture(load(self.places[which]), self.small[which])
         return self.ready[1].mask(logits)

@@ -17,9 +17,9 @@ from torch import Tensor
 from l2l.data.durable import write_whole
 from l2l.data.images import load
 from l2l.errors import InputError
-from l2l.evaluate import outline_gain, upsample
+from l2l.evaluate import outline_gain
 from l2l.model.words import vocabulary_of
-from l2l.outlines import Picture
+from l2l.outlines import Picture, upsample
 from l2l.priors.prior import Prior, from_pixels
 from l2l.proposals.affinity import propose
 from l2l.proposals.proposal import Proposals
@@ -77,10 +77,7 @@ class Predictor:
         self.outlines = outlines
         if outlines:
             with contextlib.suppress(InputError):  # the pictures are elsewhere: scores stay as they are
-                self.gains = {
-                    given: outline_gain(run, config, network, about, prior=given and bool(config.data.prior))
-                    for given in self.gains
-                }
+                self.gains = {given: outline_gain(run, config, network, about, prior=given) for given in self.gains}
 
     def set_image(self, image: Path | str | Image.Image | np.ndarray) -> None:
         """Choose the picture: a path, a Pillow image, or uint8 (H, W, 3) RGB or (H, W) grey.
@@ -93,7 +90,7 @@ class Predictor:
         self._small = resize(picture, (self.config.data.height, self.config.data.width))
         self._for_sam, self._seen = picture, None
         if self.outlines:
-            self._pictures = [Picture(picture, (self.config.data.height, self.config.data.width))]
+            self._pictures = [Picture(picture, self._small)]
 
     def segment(self, sentence: str, box: Sequence[float] | None = None) -> Prediction:
         """The pixels a sentence means.

@@ -176,7 +176,7 @@ def _case(
     """Panels and numbers of row `place` of what was judged."""
     import torch
 
-    from l2l.evaluate import upsample
+    from l2l.outlines import upsample
 
     truth = None if sample.targets is None else resize_mask(sample.mask())
     here = bool(judged.present[place])

@@ -38,3 +38,8 @@ def listed(*examples: str) -> str:
           l2l demo
     """
     return "\n  ".join(["examples:", *examples])
+
+
+def outlines_option(one: argparse.ArgumentParser) -> None:
+    """Add `--outlines`, of all that make masks."""
+    one.add_argument("--outlines", action="store_true", help="masks get their outlines from the picture's colours")

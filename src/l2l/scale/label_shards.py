@@ -67,7 +67,7 @@ def label_shards(
         "device": device or config.train.device,
     }  # fmt: skip
     if outlines:
-        settings["outlines"] = outline_gain(run, config, network, about, prior=bool(where) and bool(config.data.prior))
+        settings["outlines"] = outline_gain(run, config, network, about, prior=bool(where))
     job = LabelJob(run=str(run), prior=where, threads=threads, device=settings["device"], settings=settings)
     return run_shards(job, shards, out, engine=engine, workers=workers, progress=progress)
 
@@ -149,7 +149,7 @@ class LabelJob:
                 pool = pool.with_proposals(*soft_maps(priors, pool.images, pool.image_of, cells, sam=sam,
                                                       pictures=pool.pictures))  # fmt: skip
             gain = self.settings.get("outlines")
-            draw = Drawer(pool, (config.data.height, config.data.width)) if gain else None
+            draw = Drawer(pool) if gain else None
             batches = torch.arange(len(pool)).split(self.settings["batch"])
             lines = [line for rows in batches
                      for line in label_rows(network, policy, pool, rows, config, prior=bool(self.prior), draw=draw,

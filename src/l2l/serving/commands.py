@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from l2l.errors import InputError
+from l2l.subcommand import outlines_option
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart")
 TEXT = "a run behind HTTP, and as a model in Label Studio"
@@ -23,7 +24,7 @@ def serve_options(one: argparse.ArgumentParser) -> None:
                      "lines")  # fmt: skip
     one.add_argument("--port", type=int, default=8321, metavar="P", help="0 for any that is free (8321)")
     one.add_argument("--device", metavar="D", help="torch device (the run's own)")
-    one.add_argument("--outlines", action="store_true", help="masks get their outlines from the picture's colours")
+    outlines_option(one)
     one.add_argument("--labels", type=Path, metavar="DIR",
                      help="keep what people correct there; l2l train --data reads it")  # fmt: skip
     one.add_argument("--review", type=Path, metavar="DIR",
