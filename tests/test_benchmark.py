@@ -78,6 +78,15 @@ def test_a_cell_keeps_what_is_promised_and_no_places(made: Path, grid: Suite) ->
     assert alone["scores"]["prior_alone"] == one["scores"]["prior_alone"]
 
 
+def test_a_cell_of_two_worlds_is_measured_by_kind_of_sentence(tmp_path: Path) -> None:
+    alone = cell("prior_only", method="prior_only")
+    shifted = alone.config.replace("data", scenes_world="both", labels_from="away", scenes_count=40)
+    one = dataclasses.replace(alone, config=shifted)
+    assert benchmark([tiny(one)], tmp_path, say=lambda line: None) == 0
+    kinds = json.loads(cell_file(tmp_path, one.key).read_text())["scores"]["prior_alone"]["kinds"]
+    assert sum(kind["n"] for kind in kinds.values()) == 16  # every tenth picture is val, with four sentences
+
+
 def test_a_second_call_does_nothing(made: Path, grid: Suite) -> None:
     before = {path: path.stat().st_mtime_ns for path in (made / "cells").iterdir()}
     lines: list[str] = []

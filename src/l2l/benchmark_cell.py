@@ -232,10 +232,11 @@ def _measure(run: Path, config: Config) -> dict[str, Any]:
 @lru_cache(maxsize=4)
 def _kinds(count: int, seed: int, world: str) -> dict[str, str]:
     """Kind of each sentence of drawn scenes, by id."""
+    from l2l.data.read import read
     from l2l.data.scene_sentences import kind_of
-    from l2l.data.scenes import world_samples
 
-    pairs = (pair for sample in world_samples(count, seed, world=world) for pair in sample.pairs())
+    samples = read("scenes", scenes_count=count, scenes_seed=seed, scenes_world=world).samples
+    pairs = (pair for sample in samples for pair in sample.pairs())
     return {key: kind_of(sentence) for key, sentence in pairs}
 
 
