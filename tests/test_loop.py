@@ -12,7 +12,9 @@ from tiny import make_world, small_config
 
 from l2l.config import Config
 from l2l.errors import InputError
-from l2l.methods.l2l import ENOUGH, FEWEST, L2L, drawn_refs, make_folds, prior_on_labels, prior_rows
+from l2l.methods.known import ENOUGH, FEWEST, drawn_refs, make_folds, prior_on_labels, prior_rows
+from l2l.methods.l2l import L2L
+from l2l.methods.semires import Mended
 from l2l.training.loop import METRICS, NonFiniteLoss, Run, _cut_metrics, schedule, train, train_step
 from l2l.training.prepare import prepare
 
@@ -103,6 +105,28 @@ def test_labels_take_the_place_of_pseudo_labels_that_the_guard_refuses(config: C
     assert len(rows) == 6 and run.parts.pool.labelled[run.parts.pool.ref_of[rows]].all()
 
 
+@pytest.mark.parametrize(("setting", "own"), [("", True), ("commit", False), ("use", False), ("regions", False)])
+def test_the_guided_answer_learns_from_its_own_committed_to_regions(
+    config: Config, monkeypatch: pytest.MonkeyPatch, setting: str, own: bool
+) -> None:
+    from l2l.methods import l2l
+
+    asked = []
+
+    def nothing(p: torch.Tensor, maps: torch.Tensor, **limits: float) -> Mended:
+        asked.append((p, maps, limits))
+        return Mended(p, torch.zeros_like(p), p[:, 0, 0] > 1, p[:, 0, 0] > 1)  # nothing of it is believed
+
+    monkeypatch.setattr(l2l, "mend", nothing)
+    run = Run.start(config.replace("sesm", **{setting: False}) if setting else config, prepare(config))
+    logs = train_step(run)
+    assert bool(asked) == own and (logs["loss_u_guided"] == 0) == own and logs["loss_u"] > 0
+    if own:
+        [(p, maps, limits)] = asked
+        assert len(p) == config.train.unlabelled and maps.shape[2:] == (2 * p.shape[1], 2 * p.shape[2])
+        assert limits == {"least_iou": 0.5, "cover": 0.7} and p.min() >= 0 and p.max() <= 1
+
+
 def test_the_prior_is_on_held_out_images_much_as_on_all(config: Config) -> None:
     known = config.replace("data", rate=0.9).replace("sesm", held_out=0.2)
     nearer, runs = 0, 12
@@ -132,13 +156,13 @@ def test_a_handful_of_labels_says_nothing_of_the_prior(config: Config) -> None:
 
 def test_what_counts_is_how_many_referents_are_held_out(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """And how good the prior is, all labels say, whatever is held out."""
-    monkeypatch.setattr("l2l.methods.l2l.LEAST_HELD_OUT", 1)  # one picture of the eight, then: three referents
+    monkeypatch.setattr("l2l.methods.known.LEAST_HELD_OUT", 1)  # one picture of the eight, then: three referents
     many = config.replace("data", rate=0.95).replace("sesm", held_out=0.05)
     run = Run.start(many, prepare(many))
     assert isinstance(run.method, L2L)
     assert len(run.method.folds[0]) >= FEWEST and run.method.guard is not None and run.method.guard.honest
     assert run.parts.network.sesm.line.tolist() != [1, 0]
-    monkeypatch.setattr("l2l.methods.l2l.FEWEST", 0)
+    monkeypatch.setattr("l2l.methods.known.FEWEST", 0)
     run = Run.start(many, prepare(many))
     assert isinstance(run.method, L2L)
     assert len(run.method.folds[0]) < FEWEST and run.method.guard is not None and not run.method.guard.honest

@@ -10,6 +10,7 @@ import torch
 from l2l.data.augment import Geometry
 from l2l.proposals import regions
 from l2l.proposals.regions import (
+    best_iou,
     compose,
     drawn,
     in_view,
@@ -125,6 +126,16 @@ def test_pooling_gives_each_region_its_mean() -> None:
     for b, s, r in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(1, 5)).tolist():
         own = maps[b, s] == r
         assert torch.allclose(found[b, s][own], belief[b][own].mean())
+
+
+def test_the_best_region_is_found_whatever_its_scale() -> None:
+    maps = torch.zeros(2, 2, 4, 6, dtype=torch.int64)
+    maps[:, 0, :, :3], maps[:, 1, :2] = 1, 1  # the left half; the upper half
+    left, upper = torch.zeros(2, 3), torch.zeros(2, 3)
+    left[:, :1], upper[0] = 1, 1  # a third of the width, so two of three half cells
+    found = best_iou(torch.stack([left, upper]), maps)
+    assert torch.allclose(found, torch.tensor([8 / 12, 1.0]))
+    assert best_iou(torch.ones(1, 2, 3), torch.zeros(1, 2, 4, 6, dtype=torch.int64)).item() == 0  # no region at all
 
 
 def test_an_answer_is_drawn_to_the_region_it_must_have_meant() -> None:

@@ -278,6 +278,16 @@ def test_where_the_score_says_nothing_the_model_is_not_heard_twice() -> None:
         assert torch.allclose(weights[:, 1], tells * whole, atol=1e-5) and whole.abs().min() > 0
 
 
+@pytest.mark.parametrize(("held", "keep", "draw"), [(0.3, 1.0, 0.0), (0.6, 0.825, 1.0), (0.8, 0.65, 2.0)])
+def test_labels_are_drawn_to_regions_as_far_as_these_are_objects(held: float, keep: float, draw: float) -> None:
+    sesm = SESM(width=8)
+    sesm.suit(torch.tensor([held - 0.1, held + 0.1]))
+    assert [round(one.item(), 4) for one in sesm.drawing.values()] == [keep, draw]
+    assert sesm.ridge() == 0  # that is where it starts, not where it has moved
+    sesm.suit(torch.zeros(0))  # no mask, nothing known
+    assert round(sesm.drawing["draw"].item(), 4) == draw
+
+
 def test_what_labels_say_of_the_prior_is_kept_with_the_weights() -> None:
     sesm, other, given_ = fresh(), fresh(), proposals()
     sesm.calibrate(torch.full((40,), 0.8), torch.zeros(40))  # sure of itself and always wrong

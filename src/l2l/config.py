@@ -146,7 +146,10 @@ class SesmConfig:
     """Weight of the squared distance that SESM's numbers have moved from where they start, in held-out referents: it
     counts as much as the loss of so many of them."""
     regions: bool = True
-    """Pseudo-labels are mended with the regions of their pictures."""
+    """Pseudo-labels are mended with the regions of their pictures, as far as regions are objects there."""
+    commit: bool = True
+    """The guided answer learns from what it says itself, committed to regions as SemiRES has it. Ablation: without, it
+    learns from the fused proposal as the unguided one does, and so to say again what it has heard."""
     together: bool = True
     """Sentences of one record speak of the same referent: pseudo-labels hear one another, and `label` gives the record
     one mask. The benchmark leaves this out where methods are compared, as the others do not use it."""
@@ -312,11 +315,11 @@ class TrainConfig:
 SINCE: dict[str, dict[str, Any]] = {
     "data": {"sam": "", "sam_points": 32, "scenes_no_target": 0.0, "scenes_several": 0.0},
     "model": {"backbone": "", "text": "", "backbone_rate": 0.1, "checkpointing": False},
-    "sesm": {"guided_share": 0.3, "together": False},
+    "sesm": {"guided_share": 0.3, "together": False, "commit": True},
     "train": {"accumulate": 1},
 }  # fmt: skip
 """Settings by section that came later, and the value with which they do not rename a run: what was before. But for
-`guided_share`, which was 1; which code a cell of the benchmark was made with it says itself."""
+`guided_share` and `commit`, which were 1 and False; which code a cell of the benchmark was made with it says itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

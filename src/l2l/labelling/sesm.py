@@ -103,6 +103,8 @@ def adopt(logits: Tensor, proposal: Tensor, trust: Tensor) -> Tensor:
 
 BOTH, PRIOR, MODEL = 0, 1, 2  # whom the fusion listens to
 TELLING = 1.0  # standard deviation of calibrated log odds from which a score tells right priors from wrong ones
+DRAWN = (0.65, 2.0)  # keep, draw where regions are objects (see `proposals.regions.drawn`)
+PIECES, OBJECTS = 0.5, 0.7  # IoU of the best region with a mask: up to here regions are pieces, from here on objects
 HEARD = 1.1  # what is added to the prior's weight where its score says nothing at all
 PACE = 10.0  # weights are kept a tenth as large as they are used: a run is a few hundred of Adam's steps of fixed size
 
@@ -201,7 +203,7 @@ class SESM(nn.Module):
         self.expect = Judge(1.4, 0.2, 0.25, 0.3, -0.1, -1.35)  # score
         # weights of P, Q, M, and a bias, each a slope in the log odds of rho and a constant
         self.pool = nn.ModuleList(Judge(*one) for one in ((0.5, 0.0), (0.0, 0.0), (0.0, 0.75), (0.0, 0.0)))
-        self.draw = Judge(0.65, 2.0)  # keep, draw
+        self.draw = Judge(1.0, 0.0)  # keep, draw; see `suit`
         self.adopt = Judge(0.7)  # likeness
         self.guide = Guidance(width=width)
 
@@ -229,6 +231,17 @@ class SESM(nn.Module):
         if len(score) > 1:
             spread = slope * torch.logit(score.double(), eps=0.02).std()
             self.tells.copy_((spread / TELLING).clamp(0, 1))
+
+    def suit(self, held: Tensor) -> None:
+        """Let labels be drawn to regions as far as regions are objects in these pictures: fully from a mean IoU of
+        `OBJECTS` on, not at all (until held-out labels ask for it) below `PIECES`.
+
+        Args:
+            held: (N,) in [0, 1], IoU of the best region with each known mask (`proposals.regions.best_iou`).
+        """
+        if len(held):
+            far = ((held.mean() - PIECES) / (OBJECTS - PIECES)).clamp(0, 1)
+            self.draw.start.copy_(torch.stack([1 - far * (1 - DRAWN[0]), far * DRAWN[1]]))
 
     def reliability(self, proposals: Proposals, q: Tensor) -> Tensor:
         """rho, logits (B,): what the prior says of itself, corrected by what labels say of such scores and by how far Q

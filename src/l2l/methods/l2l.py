@@ -18,7 +18,6 @@ from torch import Tensor
 
 from l2l.config import Config
 from l2l.data.augment import strong_view
-from l2l.data.streams import generator
 from l2l.errors import InputError
 from l2l.labelling.guard import DriftGuard, Evidence
 from l2l.labelling.policy import ACCEPT, AcceptancePolicy, State, observe
@@ -32,7 +31,9 @@ from l2l.labelling.reward import (
     weights,
 )
 from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
-from l2l.labelling.sesm import BOTH, alike, calibrated, hard_iou, soft_iou
+from l2l.labelling.sesm import BOTH, alike, hard_iou, soft_iou
+from l2l.methods.known import ENOUGH, held_by_regions, make_folds, prior_on_labels, prior_rows
+from l2l.methods.semires import mend
 from l2l.model.network import Answer
 from l2l.proposals.regions import drawn, in_view
 from l2l.training.losses import reliability_loss, segmentation_loss
@@ -40,11 +41,8 @@ from l2l.training.parts import Parts
 from l2l.training.pool import Batch, joined
 
 USUAL = 32  # held-out referents for which the policy's temperature is meant
-DRAWS = 64  # random choices of held-out images, the most representative of which is taken
-LEAST_HELD_OUT = 8  # referents, about, where that is no more than a third of the images
-FEWEST = 6  # held-out referents from which the drift guard lets SESM and the policy learn
+LEAST_IOU, COVER = 0.5, 0.7  # IOM and CPI, as SemiRES's own defaults
 LATE = 0.5  # share of the time before the release from which on it is learned whose outline is better
-ENOUGH = 16  # labelled referents that say how good the prior is: its mean IoU is known to within 0.09
 
 
 class L2L:
@@ -64,6 +62,9 @@ class L2L:
             parts.network.guided_share = parts.config.sesm.guided_share
         self.together = parts.config.sesm.together and any(len(rows) > 1 for rows in parts.pool.pairs_of)
         self.regions = parts.regions if parts.config.sesm.regions else None
+        if self.regions is not None:
+            for network in (parts.network, parts.teacher):
+                network.sesm.suit(held_by_regions(parts, self.regions))
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):
             raise InputError("l2l learns from unlabelled pairs, here are none: lower --rate or add --unlabelled FILE")
@@ -170,7 +171,12 @@ class L2L:
         # which samples count, not how much all of them do; among those that were chosen all count alike
         share = take[chosen] / take.mean().clamp_min(1e-3) if config.rple.candidates == 1 else torch.ones_like(at)
         loss_u = (segmentation_loss(student.q[count_x:], target, accept) * share).mean()
-        loss_ug = (segmentation_loss(student.guided[count_x:], target, accept) * share).mean()
+        guided = target, accept
+        if config.sesm.commit and config.sesm.use and regions is not None:
+            assert plain.guided is not None
+            own = mend(plain.guided[at].float().sigmoid(), regions[at], least_iou=LEAST_IOU, cover=COVER)
+            guided = own.label, own.accept
+        loss_ug = (segmentation_loss(student.guided[count_x:], *guided) * share).mean()
         front = (accept * label_u).sum() / label_u.sum().clamp_min(1)
         return loss + weight * (loss_u + loss_ug), logs | {
             "loss_u": loss_u.item(), "loss_u_guided": loss_ug.item(), "accept_samples": float(take.mean()),
@@ -317,79 +323,11 @@ def make_rple(config: Config, *, honest: bool = True, refs: int = 0, labels: int
     )  # fmt: skip
 
 
-def make_folds(parts: Parts) -> list[Tensor]:
-    """Refs of the labelled images, dealt into folds by image. One image alone is its own fold, and learned from."""
-    refs = drawn_refs(parts)
-    images = images_of(parts, refs)
-    names = images.unique()
-    share = parts.config.sesm.held_out
-    if not share or len(names) < 2:
-        return [refs]
-    # the few numbers of SESM and the policy need few labels, but a handful of referents is too little to go by
-    held = max(round(share * len(names)), min(round(LEAST_HELD_OUT * len(names) / len(refs)), len(names) // 3), 1)
-    if share > 0.5:  # the larger part
-        held = min(len(names) - 1, held)
-    order = representative(parts, names, held)
-    has = torch.bincount(torch.searchsorted(names, images), minlength=len(names))[order]
-    while has[:held].sum() < FEWEST and held < len(names) // 3:  # a picture may have a single referent
-        held += 1
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    count = max(2, math.ceil(len(names) / held))
-    fold_of = (place // held).clamp_max(count - 1)
-    folds = fold_of[torch.searchsorted(names, images)]
-    return [refs[folds == fold] for fold in range(count)]
 
 
-def representative(parts: Parts, names: Tensor, held: int) -> Tensor:
-    """An order of the labelled images `names` (N,), which are sorted: random, but for its first `held`, on which the
-    prior is much as it is on all of them.
-
-    Of `DRAWS` random orders the one is taken in which the IoU of their proposals, and the IoU less what the score
-    foretells, are nearest to their means over all labels (rerandomisation; Morgan & Rubin, Annals of Statistics 2012).
-    A handful of referents may else have a prior that is right on one of three, or on all.
-    """
-    rng = generator(parts.config.train.seed, "folds")
-    orders = torch.stack([torch.randperm(len(names), generator=rng) for _ in range(DRAWS)])
-    score, iou = (one.cpu() for one in prior_on_labels(parts))
-    if not len(iou):
-        return orders[0]
-    slope, constant = calibrated(score, iou)
-    apart = iou - (torch.logit(score, eps=0.02) * slope + constant).sigmoid()
-    at = torch.searchsorted(names, parts.pool.image_of[prior_rows(parts)])
-    each = torch.stack([torch.ones_like(iou), iou - iou.mean(), apart - apart.mean()], dim=1)
-    sums = torch.zeros(len(names), 3).index_add(0, at, each)[orders[:, :held]].sum(1)  # (DRAWS, 3)
-    unlike = (sums[:, 1:] / sums[:, :1]).abs().sum(1).nan_to_num(torch.inf)  # NaN: no proposals there
-    return orders[unlike.argmin()]
 
 
-def images_of(parts: Parts, refs: Tensor) -> Tensor:
-    """The image of each ref."""
-    return parts.pool.image_of[torch.tensor([parts.pool.pairs_of[ref][0] for ref in refs.tolist()])]
 
-
-def drawn_refs(parts: Parts) -> Tensor:
-    """Labelled refs on images of which nobody chose any (`Sample.chosen`); all of them, where that leaves fewer than
-    `ENOUGH`. People choose what the prior has got wrong: from that, it would look worse than it is."""
-    refs = parts.labelled_refs
-    chosen = torch.tensor([parts.pool.samples[ref].chosen for ref in refs.tolist()], dtype=torch.bool)
-    images = images_of(parts, refs)
-    drawn = refs[~torch.isin(images, images[chosen])]
-    return drawn if len(drawn) >= ENOUGH else refs
-
-
-def prior_rows(parts: Parts) -> Tensor:
-    """Rows (N,) of the labelled pairs that have a proposal, as `drawn_refs` has them."""
-    pool = parts.pool
-    rows = torch.tensor([row for ref in drawn_refs(parts).tolist() for row in pool.pairs_of[ref]])
-    return rows[pool.present[rows]]
-
-
-def prior_on_labels(parts: Parts) -> tuple[Tensor, Tensor]:
-    """Own scores (N,) of the proposals of all labelled pairs that have one, and their IoU with the masks. Honest
-    whoever has learned from these labels: the prior has not."""
-    pool, rows = parts.pool, prior_rows(parts)
-    return pool.score[rows].float(), hard_iou(pool.soft[rows] > 127, pool.masks[pool.ref_of[rows]] > 127)
 
 
 def accepted_precision(accept: Tensor, take: Tensor, label: Tensor, truth: Tensor) -> float:

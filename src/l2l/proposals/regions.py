@@ -174,6 +174,17 @@ def compose(
     return F.avg_pool2d(union[:, None], 2)[:, 0], iom, cpi
 
 
+def best_iou(hard: Tensor, maps: Tensor) -> Tensor:
+    """IoU (B,) of each answer with the region that is most like it.
+
+    Args:
+        hard: (B, h, w), 0 and 1. maps: (B, scales, 2h, 2w) region of each half cell, 0 for none.
+    """
+    fine = hard.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    inside, sizes = region_counts(maps, fine)
+    return (inside / (fine.sum((1, 2))[:, None, None] + sizes - inside).clamp_min(1)).flatten(1).amax(1)
+
+
 def drawn(logits: Tensor, maps: Tensor, *, keep: Tensor | float, draw: Tensor | float) -> Tensor:
     """An answer and the regions it must have meant (`compose`, IoU from 0.4 on, nothing around), pooled in log odds:
     `keep` x answer + `draw` x (1 in the regions, -1 beside them). Where it met none it stays as it is.
