@@ -103,9 +103,13 @@ def test_nothing_held_out(config: Config, prepared: Prepared, guard: bool) -> No
 
 @pytest.mark.parametrize("rule", ["policy", "threshold", "confidence"])
 @pytest.mark.parametrize("accepted", [0, 1])
-def test_nothing_and_everything_accepted(config: Config, prepared: Prepared, rule: str, accepted: int) -> None:
-    """A policy that went to an extreme is brought back into its bands; the other rules may accept nothing, or all."""
-    changed = config.replace("rple", rule=rule, threshold=2.0 - 1.5 * accepted)
+@pytest.mark.parametrize("commit", [False, True])
+def test_nothing_and_everything_accepted(
+    config: Config, prepared: Prepared, rule: str, accepted: int, commit: bool
+) -> None:
+    """A policy that went to an extreme is brought back into its bands; the other rules may accept nothing, or all. They
+    judge the fused proposal: what the guided answer learns from itself they do not."""
+    changed = config.replace("rple", rule=rule, threshold=2.0 - 1.5 * accepted).replace("sesm", commit=commit)
     run = Run.start(changed, prepared)
     with torch.no_grad():
         for last in (run.method.extra.policy.pixel, run.method.extra.policy.sample[-1]):
@@ -119,7 +123,8 @@ def test_nothing_and_everything_accepted(config: Config, prepared: Prepared, rul
         return
     for one in logs:
         assert one["accept_front"] == pytest.approx(accepted)
-        assert (one["loss_u"] == one["loss_u_guided"] == 0) == (not accepted)
+        assert (one["loss_u"] == 0) == (not accepted)
+        assert (one["loss_u_guided"] == 0) == (not accepted and not commit)
 
 
 @pytest.mark.parametrize("method", ["fixmatch", "resmatch", "dam_net"])

@@ -12,7 +12,7 @@ from tiny import make_world, small_config
 
 from l2l.config import Config
 from l2l.errors import InputError
-from l2l.methods.known import ENOUGH, FEWEST, drawn_refs, make_folds, prior_on_labels, prior_rows
+from l2l.methods.known import ENOUGH, FEWEST, drawn_refs, held_by_regions, make_folds, prior_on_labels, prior_rows
 from l2l.methods.l2l import L2L
 from l2l.methods.semires import Mended
 from l2l.training.loop import METRICS, NonFiniteLoss, Run, _cut_metrics, schedule, train, train_step
@@ -125,6 +125,20 @@ def test_the_guided_answer_learns_from_its_own_committed_to_regions(
         [(p, maps, limits)] = asked
         assert len(p) == config.train.unlabelled and maps.shape[2:] == (2 * p.shape[1], 2 * p.shape[2])
         assert limits == {"least_iou": 0.5, "cover": 0.7} and p.min() >= 0 and p.max() <= 1
+
+
+def test_regions_that_are_no_objects_are_said_and_not_drawn_to(config: Config) -> None:
+    run = Run.start(config, prepare(config))
+    assert isinstance(run.method, L2L) and run.method.regions is not None
+    pool, pieces = run.parts.pool, torch.arange(run.method.regions[0].numel()).view_as(run.method.regions[0]) + 1
+    held = held_by_regions(pool, pieces.expand_as(run.method.regions))  # each pixel a region of its own
+    assert 0 < held.max() < 0.5 and len(held) == len(run.parts.labelled_refs)
+    pool.masks[run.parts.labelled_refs[0]] = 0  # a sentence that means nothing says nothing of regions
+    assert len(held_by_regions(pool, run.method.regions)) == len(held) - 1
+    run.parts.network.sesm.suit(held)
+    run.parts.events.clear()
+    train_step(run)
+    assert [one for one in run.parts.events if one.startswith("regions: by the known masks they are objects to 0%")]
 
 
 def test_the_prior_is_on_held_out_images_much_as_on_all(config: Config) -> None:

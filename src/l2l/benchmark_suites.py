@@ -156,6 +156,7 @@ ABLATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("the prior's score not calibrated", ("sesm.calibrate=false",)),
     ("held-out labels released at 80 %", ("sesm.release=0.8",)),
     ("labels not mended", ("sesm.regions=false",)),
+    ("the guided answer learns from the fused proposal", ("sesm.commit=false",)),
     ("sentences of a referent together", ("sesm.together=true",)),
     ("without guidance", ("sesm.guidance=false",)),
     ("the guided pass teaches the encoder as much", ("sesm.guided_share=1",)),

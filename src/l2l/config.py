@@ -149,7 +149,8 @@ class SesmConfig:
     """Pseudo-labels are mended with the regions of their pictures, as far as regions are objects there."""
     commit: bool = True
     """The guided answer learns from what it says itself, committed to regions as SemiRES has it. Ablation: without, it
-    learns from the fused proposal as the unguided one does, and so to say again what it has heard."""
+    learns from the fused proposal as the unguided one does, and so to say again what it has heard. RPLE chooses the
+    pairs of both; which cells are believed it decides for the unguided one's label."""
     together: bool = True
     """Sentences of one record speak of the same referent: pseudo-labels hear one another, and `label` gives the record
     one mask. The benchmark leaves this out where methods are compared, as the others do not use it."""

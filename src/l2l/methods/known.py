@@ -12,6 +12,7 @@ from l2l.data.streams import generator
 from l2l.labelling.sesm import calibrated, hard_iou
 from l2l.proposals.regions import best_iou, nearest
 from l2l.training.parts import Parts
+from l2l.training.pool import Pool
 
 DRAWS = 64  # random choices of held-out images, the most representative of which is taken
 LEAST_HELD_OUT = 8  # referents, about, where that is no more than a third of the images
@@ -94,10 +95,16 @@ def prior_on_labels(parts: Parts) -> tuple[Tensor, Tensor]:
     return pool.score[rows].float(), hard_iou(pool.soft[rows] > 127, pool.masks[pool.ref_of[rows]] > 127)
 
 
-def held_by_regions(parts: Parts, regions: Tensor) -> Tensor:
-    """IoU (N,) of the known masks with the region of their picture that is most like each. Regions have learned from
-    none of them."""
-    refs = drawn_refs(parts)
-    truth = (parts.pool.masks[refs] > 127).float().cpu()
-    maps = nearest(regions[images_of(parts, refs)].cpu(), (2 * truth.shape[1], 2 * truth.shape[2]))
+def held_by_regions(pool: Pool, regions: Tensor) -> Tensor:
+    """IoU (N,) of the known masks with the region of their picture that is most like each; of those masks in which
+    there is anything. Regions have learned from none of them.
+
+    Args:
+        regions: integers (images, scales, H', W'), 0 for none.
+    """
+    rows = torch.tensor([pool.pairs_of[ref][0] for ref in pool.labelled.nonzero()[:, 0].tolist()])
+    truth = (pool.masks[pool.ref_of[rows]] > 127).cpu()
+    some = truth.any(2).any(1)
+    truth, rows = truth[some].float(), rows[some]
+    maps = nearest(regions[pool.image_of[rows]].cpu(), (2 * truth.shape[1], 2 * truth.shape[2]))
     return torch.cat([best_iou(*some) for some in zip(truth.split(256), maps.split(256), strict=True)])

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2l.config import Config
+from l2l.config import Config, RivalConfig
 from l2l.data.augment import strong_view
 from l2l.errors import InputError
 from l2l.labelling.guard import DriftGuard, Evidence
@@ -31,7 +31,7 @@ from l2l.labelling.reward import (
     weights,
 )
 from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
-from l2l.labelling.sesm import BOTH, alike, hard_iou, soft_iou
+from l2l.labelling.sesm import BOTH, DRAWN, alike, hard_iou, soft_iou
 from l2l.methods.known import ENOUGH, held_by_regions, make_folds, prior_on_labels, prior_rows
 from l2l.methods.semires import mend
 from l2l.model.network import Answer
@@ -41,7 +41,7 @@ from l2l.training.parts import Parts
 from l2l.training.pool import Batch, joined
 
 USUAL = 32  # held-out referents for which the policy's temperature is meant
-LEAST_IOU, COVER = 0.5, 0.7  # IOM and CPI, as SemiRES's own defaults
+SEMIRES = RivalConfig()  # IOM and CPI of the guided answer's labels, at that method's defaults
 LATE = 0.5  # share of the time before the release from which on it is learned whose outline is better
 
 
@@ -63,8 +63,9 @@ class L2L:
         self.together = parts.config.sesm.together and any(len(rows) > 1 for rows in parts.pool.pairs_of)
         self.regions = parts.regions if parts.config.sesm.regions else None
         if self.regions is not None:
+            held = held_by_regions(parts.pool, self.regions)
             for network in (parts.network, parts.teacher):
-                network.sesm.suit(held_by_regions(parts, self.regions))
+                network.sesm.suit(held)
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):
             raise InputError("l2l learns from unlabelled pairs, here are none: lower --rate or add --unlabelled FILE")
@@ -94,6 +95,9 @@ class L2L:
         if step == 0 and (tells := float(parts.network.sesm.tells)) < 1:
             parts.events.append(f"prior's score: it tells {tells:.0%} of what it should of which priors are right; "
                                 "the less, the more they are heard, and the choice is left to chance")  # fmt: skip
+        if step == 0 and self.regions is not None and (far := parts.network.sesm.drawing["draw"].item() / DRAWN[1]) < 1:
+            parts.events.append(f"regions: by the known masks they are objects to {far:.0%}, pieces of them else; "
+                                "labels of the unguided answer are drawn to them so far")  # fmt: skip
         if step == 0 and guard is not None and not guard.honest:
             known = prior_on_labels(parts)[1]
             prior = float(known.mean()) if len(known) else math.nan
@@ -174,7 +178,7 @@ class L2L:
         guided = target, accept
         if config.sesm.commit and config.sesm.use and regions is not None:
             assert plain.guided is not None
-            own = mend(plain.guided[at].float().sigmoid(), regions[at], least_iou=LEAST_IOU, cover=COVER)
+            own = mend(plain.guided[at].float().sigmoid(), regions[at], least_iou=SEMIRES.iou, cover=SEMIRES.cover)
             guided = own.label, own.accept
         loss_ug = (segmentation_loss(student.guided[count_x:], *guided) * share).mean()
         front = (accept * label_u).sum() / label_u.sum().clamp_min(1)

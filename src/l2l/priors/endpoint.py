@@ -85,13 +85,19 @@ class Endpoint:
     def answer(self, pairs: Sequence[tuple[Sample, str]]) -> list[Prior | None]:
         """One prior per pair, `None` where the server gave none. Raises `InputError` where asking on is of no use."""
         pictures: dict[str, Sent] = {}
-        lock = threading.Lock()
+        lock, over = threading.Lock(), threading.Event()
 
         def one(pair: tuple[Sample, str]) -> Prior | None:
+            if over.is_set():
+                return None
             with lock:  # several sentences of a picture: it is read and packed once
                 if pair[0].image not in pictures:
                     pictures[pair[0].image] = Sent.pack(pair[0].image, self.pixels)
-            return self._one(pictures[pair[0].image], pair[1])
+            try:
+                return self._one(pictures[pair[0].image], pair[1])
+            except InputError:
+                over.set()
+                raise
 
         with ThreadPoolExecutor(self.concurrency) as pool:
             answers = [pool.submit(one, pair) for pair in pairs]
