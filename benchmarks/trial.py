@@ -2,14 +2,16 @@
 1), or photographs of fashion's training part alone, a hundred of which are measured on.
 
     python benchmarks/trial.py NAME METHOD [--world fashion] [--steps 300] [--rate 0.05] [--seed 0]
-                               [--prior 0.6[,scores=blank]] [--oracle] [--snapshot 240 [--pictures]] [--set A.B=C]
+                               [--prior 0.6[,scores=blank]] [--oracle] [--snapshot 240 [--pictures]] [--voices]
+                               [--set A.B=C]
 
 Writes OUT/NAME.log: the yardsticks of the pseudo-labels as the run goes, and val mIoU and P@0.5 with the prior, without
 it and of the prior alone, each also with the outlines of the picture (`l2l.outlines`; scores are left as they are).
 `--oracle` lets the truth decide what L2L accepts (exactly the right cells): what any rule of acceptance could win at
 most. Not a method: it looks at what nobody may see. `--snapshot STEP` keeps what all voices say after that step, of
 2,400 pairs of the pool (with `--pictures`: of all pairs of 600 pictures) and of all labelled ones, in OUT/NAME.pt for
-`benchmarks/fusions.py`, `drawing.py` and, with `--pictures`, `neighbours.py`.
+`benchmarks/fusions.py`, `drawing.py` and, with `--pictures`, `neighbours.py`. `--voices` keeps what they say in the end
+of all pairs that are measured, in OUT/NAME.voices.pt for `outlining.py`.
 """
 
 from __future__ import annotations
@@ -159,6 +161,23 @@ def snapshot(run: Run, prepared: Prepared, path: Path, *, pictures: bool = False
     torch.save(kept, path)
 
 
+@torch.no_grad()
+def voices(run: Run, pool: Pool, path: Path) -> None:
+    """What P, Q and M, the fused proposal and the answer say of all pairs of a pool."""
+    pieces: dict[str, list[Tensor]] = {}
+    for rows in torch.arange(len(pool)).split(64):
+        batch = pool.batch(rows)
+        with run.parts.autocast():
+            answer = run.parts.teacher(normalise(batch.image), batch.tokens, batch.proposals)
+        elevated, given = answer.elevated, batch.proposals
+        assert elevated is not None and answer.guided is not None
+        found = {"prior": given.soft, "present": given.present, "model": answer.q, "guided": answer.guided,
+                 "fused": elevated.fused, "answer": elevated.answer}  # fmt: skip
+        for key, value in found.items():
+            pieces.setdefault(key, []).append(value.float())
+    torch.save({key: torch.cat(values) for key, values in pieces.items()}, path)
+
+
 def validation(config: Config, prepared: Prepared, args: argparse.Namespace) -> tuple[Pool, PriorBank | None]:
     """Pictures of a third world, many of them: on the 800 pairs of a benchmark's val two points are noise."""
     if args.world == "fashion":
@@ -184,6 +203,7 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=600, help="pictures to measure on")
     parser.add_argument("--snapshot", type=int, default=0, help="keep what all voices say after this step")
     parser.add_argument("--pictures", action="store_true", help="... of whole pictures")
+    parser.add_argument("--voices", action="store_true", help="keep what all voices say of what is measured")
     parser.add_argument("--oracle", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
@@ -216,6 +236,8 @@ def main() -> None:
                     | {name: round(100 * value, 1) for name, value in found.items()})  # fmt: skip
         pool, bank = validation(config, prepared, args)
         network = run.parts.teacher.eval()
+        if args.voices:
+            voices(run, pool, args.out / f"{args.name}.voices.pt")
         ways = {"without": answers_and_rho(network, pool, config, prior=False)}
         if bank:
             ways |= {"with": answers_and_rho(network, pool, config, prior=True), "alone": prior_answers(pool)}

@@ -40,7 +40,7 @@ from l2l.labelling.rple import (
     policy_gradient,
     project,
 )
-from l2l.labelling.sesm import SESM, adopt, agreement, alike, calibrated, entropy, fill, hard_iou, soft_iou, to_logit
+from l2l.labelling.sesm import SESM, agreement, alike, calibrated, entropy, fill, hard_iou, outlined, soft_iou, to_logit
 from l2l.metrics import calibration, iou, overlap, summarise
 from l2l.proposals.proposal import Proposals
 from l2l.training.losses import reliability_loss, segmentation_loss
@@ -399,10 +399,22 @@ def test_what_sesm_measures(kind: torch.dtype) -> None:
     near(fill(p), 4 * (a * a).sum((1, 2)) / a.sum((1, 2)) - 2, kind)
     near(entropy(p), plain_entropy(a), kind)
     near(to_logit(p), logit(a, 1e-6).clip(-4, 4), kind)
-    trust = np.array([0.9, 0.0, 0.3])[:, None, None]
-    z = logit(b, 0)
-    mixed = np.where(trust > 0, logit(trust * a + (1 - trust) * b, 2e-3), z)
-    near(adopt(rounded(z, kind), p, rounded(trust[:, 0, 0], kind)), mixed, kind)
+    z, y = logit(a, 0), logit(b, 0)
+    found = outlined(rounded(z, kind), [(rounded(y, kind), 2.0), (rounded(-z, kind), 4.0)])
+    near(found, plain_outlined(z, [(y, 2), (-z, 4)]), kind)
+
+
+def plain_outlined(z: np.ndarray, voices: list[tuple[np.ndarray, float]]) -> np.ndarray:
+    out = np.empty_like(z)
+    for n, own in enumerate(z):
+        total, weight = 0.05 * own, 0.05
+        for said, counts in voices:
+            either = ((own > 0) | (said[n] > 0)).sum()
+            overlap = ((own > 0) & (said[n] > 0)).sum() / either if either else 1.0
+            share = counts * sigmoid((overlap - 0.6) / 0.1)
+            total, weight = total + share * said[n], weight + share
+        out[n] = total / weight
+    return out
 
 
 @pytest.mark.parametrize("said, true", PAIRS)
@@ -413,11 +425,10 @@ def test_what_sesm_measures_of_degenerate_maps(said: str, true: str) -> None:
     assert hard_iou(one, other).item() == pytest.approx(both / either if either else 1.0)
     assert soft_iou(one.float(), other.float()).item() == pytest.approx(both / either if either else 0.0)
     assert fill(one.float()).item() == pytest.approx(2.0 if a.any() else -2.0)
-    given = Proposals(one.float(), torch.ones(1), torch.ones(1, dtype=torch.bool))
     z = torch.where(other, HUGE, -HUGE).requires_grad_()
-    near(alike(z, given, 0.7), [sigmoid(((both / either if either else 1.0) - 0.7) / 0.1)])
-    drawn = adopt(z, one.float(), torch.tensor([0.4]))
-    near(drawn, logit(0.4 * a + 0.6 * b, 2e-3)[None])
+    near(alike(z, torch.where(one, 1.0, -1.0)), [sigmoid(((both / either if either else 1.0) - 0.6) / 0.1)])
+    drawn = outlined(z, [(torch.where(one, 1.0, -1.0), torch.tensor([0.4]))])
+    near(drawn, plain_outlined(np.where(b, HUGE, -HUGE)[None], [(np.where(a, 1.0, -1.0)[None], 0.4)]))
     drawn.sum().backward()
     assert z.grad is not None and z.grad.isfinite().all()
 

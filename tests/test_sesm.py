@@ -16,10 +16,9 @@ from l2l.labelling.sesm import (
     PRIOR,
     SESM,
     Elevated,
-    adopt,
-    alike,
     calibrated,
     entropy,
+    outlined,
     soft_iou,
     to_logit,
 )
@@ -100,17 +99,27 @@ def test_it_can_overrule_the_guided_answer(heard: str) -> None:
     assert torch.equal(fused > 0, (given_.soft > 0.5) if heard == "prior" else (q > 0))
 
 
-def test_a_proposal_is_adopted_where_it_means_the_same() -> None:
-    left, right = torch.zeros(2, 2, SIDE, SIDE).unbind()
-    left[:, :, : SIDE // 2], right[:, :, SIDE // 2 :] = 0.9, 0.9
-    pool = torch.where(left > 0.5, 2.0, -2.0)
-    pool[:, 0, : SIDE // 4] = -2.0  # nearly the left one
-    some = torch.tensor([True, False])
-    for proposal, same in ((left, 1.0), (right, 0.0)):
-        trust = alike(pool, Proposals(proposal, torch.ones(2), some), 0.5)
-        assert trust.tolist() == pytest.approx([same, 0.0], abs=0.02)
-        found = adopt(pool, proposal, trust)
-        assert torch.equal(found[0] > 0, left[0] > 0.5 if same else pool[0] > 0) and torch.equal(found[1], pool[1])
+def test_an_outline_is_drawn_by_those_who_mean_the_same() -> None:
+    left = torch.full((1, SIDE, SIDE), -2.0)
+    left[:, :, : SIDE // 2] = 2.0
+    nearly = left.clone()
+    nearly[:, 0] = -2.0  # the upper edge is missing
+    assert torch.equal(outlined(nearly, [(-left, 4.0)]) > 0, nearly > 0)  # who means another object has no say
+    assert torch.equal(outlined(nearly, [(left, 4.0)]) > 0, left > 0)
+    assert torch.equal(outlined(nearly, [(left, torch.tensor([0.0]))]), nearly)
+    two = outlined(left, [(left, 1.0), (nearly, 3.0), (-left, 4.0)])
+    assert torch.equal(two > 0, nearly > 0), "three to one"
+
+
+def test_the_answer_means_what_the_fused_proposal_means_and_a_missing_prior_draws_nothing() -> None:
+    sesm, given_ = fresh(), proposals()
+    q, guided = noise(), noise(1)
+    here, gone = elevate(sesm, given_, q, guided), elevate(sesm, proposals(present=False), q, guided)
+    assert torch.allclose(gone.answer, outlined(gone.fused, [(q, 1.0), (guided, 1.0)]))
+    assert torch.allclose(here.answer, outlined(here.fused, [(to_logit(given_.soft), 4.0), (q, 1.0), (guided, 1.0)]))
+    for voice in (PRIOR, MODEL):
+        heard = elevate(sesm, given_, q, guided, voice=voice)
+        assert torch.equal(heard.answer, heard.fused)
 
 
 def test_the_less_reliable_prior_can_weigh_less() -> None:
@@ -144,7 +153,6 @@ def test_the_decoder_teaches_guidance_alone() -> None:
 def test_held_out_labels_teach_the_rest() -> None:
     sesm, known = stirred(), (proposals(), noise(), noise(1))
     assert reached(sesm, elevate(sesm, *known).fused.square().sum()) == {"pool"}
-    assert reached(sesm, alike(noise(), proposals(), sesm.likeness).sum()) == {"adopt"}
     for part, name in (("rho", "trust"), ("kappa", "own"), ("alone", "alone"), ("score", "expect")):
         assert reached(sesm, getattr(elevate(sesm, *known), part).sum()) == {name}
 

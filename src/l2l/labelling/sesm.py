@@ -12,13 +12,15 @@ pools", NIPS 1997), the weights of which depend on the prior's reliability rho a
   often than by chance; and Q is heard less, for its agreement is then all that rho knows, and would count twice.
 - How good Q and M are, only held-out labels say, and a dozen numbers are learned from them, under a ridge that makes
   each departure earn its place: anything larger learned a few dozen labels by heart (docs/LOG.md).
-- Where the fused proposal means what the prior's means, that may have the better outline. Then the prior's is the
-  answer, from an IoU of the two on that is learned as well: where priors are well drawn it falls, elsewhere it rises.
-  That is for those who ask; the segmenter learns from the fused proposal: soft outlines teach it to be vague.
+- What is meant and where its outline runs are two questions. The fused proposal answers the first. The outline is drawn
+  by all voices that mean the same: where they err there, each errs by itself, and a voice that was overruled has no
+  part in it. That is for those who ask; the segmenter learns from the fused proposal: soft outlines teach it to be
+  vague.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +50,7 @@ class Elevated:
     fused: Tensor
     """Logits (B, h, w) of the fused proposal, the pool of all voices."""
     answer: Tensor
-    """Logits (B, h, w): the fused proposal, or the prior's where both mean the same."""
+    """Logits (B, h, w): what the fused proposal means, with the outline of all voices that mean the same."""
     rho: Tensor
     """Logits (B,), as `Heard` has them."""
     kappa: Tensor
@@ -56,7 +58,7 @@ class Elevated:
     alone: Tensor
     """Logits (B,): the same, as it is where no prior is at hand to compare with."""
     score: Tensor
-    """Logits (B,) of the expected IoU of the fused proposal."""
+    """Logits (B,) of the expected IoU of the answer."""
     weights: Tensor
     """(B, 4): of P, Q and M in the fused proposal, and what is added everywhere."""
 
@@ -83,26 +85,34 @@ def to_logit(p: Tensor, limit: float = 4.0) -> Tensor:
     return torch.logit(p.float(), eps=1e-6).clamp(-limit, limit)
 
 
-def alike(logits: Tensor, proposals: Proposals, likeness: Tensor | float) -> Tensor:
-    """How far an answer and the proposal mean the same object, (B,): sigmoid((IoU - `likeness`) / 0.1), and 0 where
-    there is no proposal. Whether two maps mean the same shows in their overlap, which of them is better drawn does not.
+def alike(logits: Tensor, other: Tensor) -> Tensor:
+    """How far two answers, logits (B, h, w), mean the same object, (B,) in [0, 1]: sigmoid((IoU - `SAME`) / 0.1). That
+    shows in their overlap; which of them is better drawn does not."""
+    return torch.sigmoid((hard_iou(logits > 0, other > 0) - SAME) / 0.1)
+
+
+def outlined(logits: Tensor, voices: Sequence[tuple[Tensor, Tensor | float]]) -> Tensor:
+    """An answer as the voices draw it that mean the same: the mean of their log odds, and of its own with a small
+    weight, which is the last word where none of them does.
 
     Args:
-        logits: (B, h, w). likeness: a number, or a scalar that gets a gradient.
+        logits: (B, h, w). voices: of each its logits (B, h, w), and its weight, a number or (B,).
+
+    Returns:
+        Logits (B, h, w).
     """
-    shared = hard_iou(proposals.soft > 0.5, logits > 0)
-    return proposals.present * torch.sigmoid((shared - likeness) / 0.1)
-
-
-def adopt(logits: Tensor, proposal: Tensor, trust: Tensor) -> Tensor:
-    """Logits (B, h, w) of an answer of which the proposal, (B, h, w) in [0, 1], takes the share `trust`, (B,)."""
-    share = trust[:, None, None]
-    drawn = torch.logit(share * proposal + (1 - share) * logits.sigmoid(), eps=2e-3)
-    return torch.where(share > 0, drawn, logits)
+    total, weight = OWN * logits, torch.full_like(logits[:, 0, 0], OWN)
+    for said, counts in voices:
+        share = counts * alike(logits, said)
+        total, weight = total + share[:, None, None] * said, weight + share
+    return total / weight[:, None, None]
 
 
 BOTH, PRIOR, MODEL = 0, 1, 2  # whom the fusion listens to
 TELLING = 1.0  # standard deviation of calibrated log odds from which a score tells right priors from wrong ones
+SAME = 0.6  # IoU from which on two answers are taken to mean the same object
+OUTLINE = (4.0, 1.0, 1.0)  # weights of P, Q and M where an outline runs: P is soft where it does not know
+OWN = 0.05  # ... of the fused proposal itself
 DRAWN = (0.65, 2.0)  # keep, draw where regions are objects (see `proposals.regions.drawn`)
 PIECES, OBJECTS = 0.5, 0.7  # IoU of the best region with a mask: up to here regions are pieces, from here on objects
 HEARD = 1.1  # what is added to the prior's weight where its score says nothing at all
@@ -204,7 +214,6 @@ class SESM(nn.Module):
         # weights of P, Q, M, and a bias, each a slope in the log odds of rho and a constant
         self.pool = nn.ModuleList(Judge(*one) for one in ((0.5, 0.0), (0.0, 0.0), (0.0, 0.75), (0.0, 0.0)))
         self.draw = Judge(1.0, 0.0)  # keep, draw; see `suit`
-        self.adopt = Judge(0.7)  # likeness
         self.guide = Guidance(width=width)
 
     @property
@@ -213,11 +222,6 @@ class SESM(nn.Module):
         `proposals.regions.drawn`). Held-out labels move them, and not far (docs/LOG.md)."""
         keep, draw = self.draw.weights
         return {"keep": keep, "draw": draw}
-
-    @property
-    def likeness(self) -> Tensor:
-        """IoU of the fused proposal with the prior's from which that is the answer; a scalar."""
-        return self.adopt.weights[0]
 
     def calibrate(self, score: Tensor, iou: Tensor) -> None:
         """Let rho be what labelled pairs say of the prior's own score, and see how far that tells them apart. The prior
@@ -291,7 +295,8 @@ class SESM(nn.Module):
         fused = share[:, 0] * log_prior + share[:, 1] * q + share[:, 2] * guided + share[:, 3]
         answer = fused
         if self.weighs and voice == BOTH:
-            answer = adopt(fused, soft, alike(fused, proposals, self.likeness.detach()))
+            of_p, of_q, of_m = OUTLINE
+            answer = outlined(fused, [(to_logit(soft), of_p * here), (q, of_q), (guided, of_m)])
 
         same = agreement(soft, model) * here
         kappa = self.own(torch.stack([fill(model), same, known * same / 2], dim=1))

@@ -31,7 +31,7 @@ from l2l.labelling.reward import (
     weights,
 )
 from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
-from l2l.labelling.sesm import BOTH, DRAWN, alike, hard_iou, soft_iou
+from l2l.labelling.sesm import BOTH, DRAWN, hard_iou, soft_iou
 from l2l.methods.known import ENOUGH, held_by_regions, make_folds, prior_on_labels, prior_rows
 from l2l.methods.semires import mend
 from l2l.model.network import Answer
@@ -42,7 +42,6 @@ from l2l.training.pool import Batch, joined
 
 USUAL = 32  # held-out referents for which the policy's temperature is meant
 SEMIRES = RivalConfig()  # IOM and CPI of the guided answer's labels, at that method's defaults
-LATE = 0.5  # share of the time before the release from which on it is learned whose outline is better
 
 
 class L2L:
@@ -231,27 +230,21 @@ class L2L:
         loss_fused = segmentation_loss(elevated.fused, h.mask).mean()
         iou_prior, iou_model = hard_iou(h.proposals.soft > 0.5, y), hard_iou(q > 0, y)
         iou_fused = hard_iou(elevated.fused > 0, y)
-        came_model, came_fused = came_out(q, h.mask), came_out(elevated.fused, h.mask)
+        came_model, came_answer = came_out(q, h.mask), came_out(elevated.answer, h.mask)
         loss_rho = reliability_loss(elevated.rho, iou_prior, here)
         loss_kappa = reliability_loss(elevated.kappa, came_model, here)
         loss_kappa = loss_kappa + reliability_loss(elevated.alone, came_model, everywhere)
-        loss_score = reliability_loss(elevated.score, came_fused, everywhere)
+        loss_score = reliability_loss(elevated.score, came_answer, everywhere)
         prior = float((iou_prior * here).sum() / here.sum()) if here.any() else math.nan
         ridge = self.parts.config.sesm.ridge / len(self.folds[0]) * sesm.ridge()  # what few labels say weighs less
-        # whether to adopt is a question about IoU: cross-entropy would rather stay in doubt
-        run = self.parts.config
-        loss_answer = elevated.fused.new_zeros(())
-        if step >= LATE * run.sesm.release * run.train.steps:  # before, the model draws worse than it will
-            adopts = alike(elevated.fused.detach(), h.proposals, sesm.likeness)
-            loss_answer = (adopts * (iou_fused - iou_prior)).mean()
+        loss_drawn = elevated.fused.new_zeros(())
         if regions is not None:
             label = drawn(elevated.fused.detach(), regions[: len(y)], **sesm.drawing)
-            loss_answer = loss_answer + segmentation_loss(label, h.mask).mean()
-        return loss_fused + loss_rho + loss_kappa + loss_score + loss_answer + ridge, {
+            loss_drawn = segmentation_loss(label, h.mask).mean()
+        return loss_fused + loss_rho + loss_kappa + loss_score + loss_drawn + ridge, {
             "loss_fused": loss_fused.item(), "loss_rho": loss_rho.item(), "loss_kappa": loss_kappa.item(),
             "held_out_prior": prior, "held_out_model": float(iou_model.mean()),
-            "held_out_fused": float(iou_fused.mean()), "likeness": sesm.likeness.item(),
-            **{name: value.item() for name, value in sesm.drawing.items()},
+            "held_out_fused": float(iou_fused.mean()), **{name: value.item() for name, value in sesm.drawing.items()},
         }  # fmt: skip
 
     def _policy_loss(
