@@ -121,4 +121,5 @@ def load_module(module: nn.Module, prefix: str, tensors: Mapping[str, Tensor], *
     try:
         module.load_state_dict(mine)
     except RuntimeError as error:
-        raise InputError(f"weights of another model: {str(error).splitlines()[-1].strip()}", file=file) from error
+        raise InputError(f"weights of another model, or of another version of l2l: "
+                         f"{str(error).splitlines()[-1].strip()}", file=file) from error  # fmt: skip
