@@ -95,6 +95,20 @@ def test_without_unlabelled_pairs_there_is_nothing_to_explore(config: Config) ->
         Run.start(known, prepare(known))
 
 
+def test_without_any_prior_q_is_all_there_is(config: Config) -> None:
+    bare = config.replace("data", prior="").replace("rple", guard=False)
+    run = Run.start(bare, prepare(bare))
+    assert isinstance(run.method, L2L)
+    assert run.method.extra.policy.telling == 0
+    logs = train_step(run)
+    assert logs["loss_x_guided"] == logs["loss_u_guided"] == 0 < logs["loss_u"]  # M is a second Q, and would fight it
+    assert any(one.startswith("no prior: pairs are chosen by chance") for one in run.parts.events)
+    batch = run.parts.pool.batch(torch.arange(4))
+    answer = run.parts.answer(run.parts.teacher, batch.image, batch.tokens, batch.proposals)
+    assert answer.proposal is not None and torch.allclose(answer.proposal, answer.q.float().clamp(-6, 6), atol=1e-5)
+    assert torch.allclose(answer.best, answer.proposal, atol=1e-5)
+
+
 def test_labels_take_the_place_of_pseudo_labels_that_the_guard_refuses(config: Config) -> None:
     run = Run.start(config, prepare(config))
     guard = run.method.guard  # type: ignore[attr-defined]

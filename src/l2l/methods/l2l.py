@@ -31,7 +31,7 @@ from l2l.labelling.reward import (
     weights,
 )
 from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
-from l2l.labelling.sesm import BOTH, DRAWN, hard_iou, soft_iou
+from l2l.labelling.sesm import BOTH, DRAWN, MODEL, hard_iou, soft_iou
 from l2l.methods.known import ENOUGH, held_by_regions, make_folds, prior_on_labels, prior_rows
 from l2l.methods.semires import mend
 from l2l.model.network import Answer
@@ -57,6 +57,11 @@ class L2L:
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*prior_on_labels(parts))
             self.extra.policy.telling.fill_(float(parts.network.sesm.tells) ** 3)
+        self.bare = not parts.pool.present.any()
+        if self.bare:  # M would be Q twice over, and nothing foretells what a pair would teach
+            self.extra.policy.telling.zero_()
+            for network in (parts.network, parts.teacher):
+                network.sesm.voice.fill_(MODEL)
         if parts.config.model.pretrained:
             parts.network.guided_share = parts.config.sesm.guided_share
         self.together = parts.config.sesm.together and any(len(rows) > 1 for rows in parts.pool.pairs_of)
@@ -91,7 +96,9 @@ class L2L:
 
     def step(self, step: int) -> tuple[Tensor, dict[str, float]]:
         parts, config, guard = self.parts, self.parts.config, self.guard
-        if step == 0 and (tells := float(parts.network.sesm.tells)) < 1:
+        if step == 0 and self.bare:
+            parts.events.append("no prior: pairs are chosen by chance, for what they would teach nobody can foretell")
+        elif step == 0 and (tells := float(parts.network.sesm.tells)) < 1:
             parts.events.append(f"prior's score: it tells {tells:.0%} of what it should of which priors are right; "
                                 "the less, the more they are heard, and the choice is left to chance")  # fmt: skip
         if step == 0 and self.regions is not None and (far := parts.network.sesm.drawing["draw"].item() / DRAWN[1]) < 1:
@@ -149,7 +156,7 @@ class L2L:
         assert student.guided is not None
 
         loss_x = segmentation_loss(student.q[:count_x], x.mask).mean()
-        loss_xg = segmentation_loss(student.guided[:count_x], x.mask).mean()
+        loss_xg = segmentation_loss(student.guided[:count_x], x.mask).mean() * (not self.bare)
         loss = loss_x + loss_xg
         logs = {"loss_x": loss_x.item(), "loss_x_guided": loss_xg.item()}
 
@@ -179,7 +186,7 @@ class L2L:
             assert plain.guided is not None
             own = mend(plain.guided[at].float().sigmoid(), regions[at], least_iou=SEMIRES.iou, cover=SEMIRES.cover)
             guided = own.label, own.accept
-        loss_ug = (segmentation_loss(student.guided[count_x:], *guided) * share).mean()
+        loss_ug = (segmentation_loss(student.guided[count_x:], *guided) * share).mean() * (not self.bare)
         front = (accept * label_u).sum() / label_u.sum().clamp_min(1)
         return loss + weight * (loss_u + loss_ug), logs | {
             "loss_u": loss_u.item(), "loss_u_guided": loss_ug.item(), "accept_samples": float(take.mean()),
@@ -192,7 +199,7 @@ class L2L:
         """Show the guard what the step has shown, and do as it says."""
         verdict = guard.look(evidence)
         for network in (self.parts.network, self.parts.teacher):
-            network.sesm.voice.fill_(verdict.voice)
+            network.sesm.voice.fill_(MODEL if self.bare else verdict.voice)
         if verdict.event:
             self.parts.events.append(f"drift guard: {verdict.event}")
 
