@@ -88,7 +88,7 @@ def test_no_prior_anywhere(config: Config, guard: bool) -> None:
     run, logs = steps(bare, prepare(bare), unknown=("held_out_prior",))
     assert not run.parts.pool.present.any() and run.parts.network.sesm.line.tolist() == [1, 0]
     for one in logs:
-        assert math.isnan(one["held_out_prior"]) and one["weight_prior"] == 0 and one["weight_guided"] == 1
+        assert math.isnan(one["held_out_prior"]) and one["weight_prior"] == 0 and one["weight_model"] == 1
         assert one["rho"] == pytest.approx(1 / (1 + math.exp(9)))
 
 

@@ -56,7 +56,7 @@ def pooled(network: Network, answer: Answer, proposals: Proposals, record: Tenso
     sesm, elevated = network.sesm, answer.elevated
     assert elevated is not None and answer.proposal is not None and answer.guided is not None
     share = consent(record, elevated.score if prior else elevated.kappa)
-    alone = share.diagonal() == 1  # stays as it is, to the bit
+    alone = (record[:, None] == record).sum(1) == 1  # stays as it is, to the bit
 
     def mean(maps: Tensor) -> Tensor:
         whole = (share @ maps.float().clamp(-8, 8).flatten(1)).view_as(maps)

@@ -122,4 +122,4 @@ def load_module(module: nn.Module, prefix: str, tensors: Mapping[str, Tensor], *
         module.load_state_dict(mine)
     except RuntimeError as error:
         raise InputError(f"weights of another model, or of another version of l2l: "
-                         f"{str(error).splitlines()[-1].strip()}", file=file) from error  # fmt: skip
+                         f"{str(error).splitlines()[-1].strip()}; train it anew", file=file) from error  # fmt: skip
