@@ -151,3 +151,16 @@ def test_a_record_has_one_mask_and_is_judged_anew() -> None:
     assert alone.elevated is not None
     assert torch.equal(alone.q[0], alone.q[2]) and torch.equal(alone.q[1], q[1])
     assert torch.allclose(alone.elevated.kappa[0], network.sesm.unprompted(alone.q)[0], atol=1e-5)
+
+
+def test_a_record_has_one_mask_where_one_sentence_is_all_that_counts() -> None:
+    """Its weight is then 1 to the last bit, and it is still not alone."""
+    torch.manual_seed(0)
+    network = Network(segmenter=torch.nn.Identity(), sesm=SESM(width=4))  # type: ignore[arg-type]
+    q, guided = torch.randn(2, 3, 5) * 30, torch.randn(2, 3, 5) * 30
+    proposals = Proposals(torch.rand(2, 3, 5), torch.tensor([0.9, 0.4]), torch.ones(2, dtype=torch.bool))
+    elevated = network.sesm.fuse(network.sesm.reliability(proposals, q), proposals, q, guided)
+    elevated = dataclasses.replace(elevated, answer=3 * elevated.fused, score=torch.tensor([30.0, -30.0]))
+    said = Answer(None, q, q, elevated, guided, 3 * elevated.fused, True)  # type: ignore[arg-type]
+    made = pooled(network, said, proposals, torch.zeros(2, dtype=torch.long), prior=True)
+    assert elevated.answer.abs().max() > 8 and torch.equal(made.best[0], made.best[1])
