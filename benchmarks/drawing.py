@@ -10,11 +10,10 @@ IoU of both cut at half a cell, and what `segmentation_loss` and its cross-entro
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from trial import ROOT, configure, some_of
+from trial import arguments, configure, some_of
 
 from l2l.labelling.sesm import hard_iou, soft_iou
 from l2l.proposals.regions import compose, drawn, nearest
@@ -35,15 +34,8 @@ def show(rule: str, label: Tensor, truth: Tensor) -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name")
-    parser.add_argument("--out", type=Path, default=Path("trials"))
-    parser.add_argument("--world", choices=("scenes", "fashion"), default="scenes")
-    parser.add_argument("--root", type=Path, default=ROOT, help="the folder that holds fashion/")
-    parser.add_argument("--rate", type=float, default=0.05)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--prior", default="0.6")
+    arguments(parser)
     args = parser.parse_args()
-    args.method, args.steps, args.set = "l2l", 0, []
     config = configure(args, args.out)
     run = Run.start(config, prepare(config))
     pool = run.parts.pool

@@ -10,11 +10,10 @@ each of P, Q and M, which count as far as they mean what the fused proposal mean
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from trial import ROOT, configure, validation
+from trial import arguments, configure, validation
 
 from l2l.evaluate import score_pairs
 from l2l.labelling.sesm import outlined, to_logit
@@ -37,16 +36,8 @@ def show(rule: str, pool: Pool, logits: Tensor) -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name")
-    parser.add_argument("--out", type=Path, default=Path("trials"))
-    parser.add_argument("--world", choices=("scenes", "fashion"), default="scenes")
-    parser.add_argument("--root", type=Path, default=ROOT, help="the folder that holds fashion/")
-    parser.add_argument("--rate", type=float, default=0.05)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--prior", default="0.6")
-    parser.add_argument("--val", type=int, default=600)
+    arguments(parser)
     args = parser.parse_args()
-    args.method, args.steps, args.set = "l2l", 0, []
     config = configure(args, args.out)
     pool, _ = validation(config, prepare(config), args)
     said = torch.load(args.out / f"{args.name}.voices.pt")

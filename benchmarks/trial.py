@@ -130,52 +130,41 @@ def some_of(pool: Pool, *, pictures: bool = False) -> Tensor:
 
 
 @torch.no_grad()
+def voices(run: Run, pool: Pool, rows: Tensor) -> dict[str, Tensor]:
+    """What P, Q and M, the fused proposal and the answer say of some pairs of a pool, and what SESM makes of them."""
+    run.parts.teacher.eval()
+    pieces: dict[str, list[Tensor]] = {}
+    for some in rows.split(32):
+        batch = pool.batch(some)
+        with run.parts.autocast():
+            answer = run.parts.teacher(normalise(batch.image), batch.tokens, batch.proposals)
+        elevated, given = answer.elevated, batch.proposals
+        assert elevated is not None and answer.guided is not None
+        found = {
+            "prior": given.soft, "score": given.score, "present": given.present, "model": answer.q,
+            "guided": answer.guided, "fused": elevated.fused, "answer": elevated.answer, "rho": elevated.rho,
+            "expected": elevated.score, "weights": elevated.weights,
+        }  # fmt: skip
+        for key, value in found.items():
+            pieces.setdefault(key, []).append(value.float())
+    return {key: torch.cat(values) for key, values in pieces.items()}
+
+
 def snapshot(run: Run, prepared: Prepared, path: Path, *, pictures: bool = False) -> None:
-    """What P, Q and M say of pairs of the pool, of the held-out labels and of those that are learned from."""
+    """What all voices say of pairs of the pool, of the held-out labels and of those that are learned from."""
     assert isinstance(run.method, L2L)
-    parts, pool = run.parts, run.parts.pool
+    pool = run.parts.pool
     seen, held = run.method.fold_at(run.step)
     rows = {"pool": some_of(pool, pictures=pictures)} | {
         name: torch.tensor([row for ref in refs.tolist() for row in pool.pairs_of[ref]])
         for name, refs in (("held", held), ("seen", seen))
     }
-    parts.teacher.eval()
-    kept: dict[str, dict[str, Tensor]] = {}
+    kept = {}
     for name, own in rows.items():
-        pieces: dict[str, list[Tensor]] = {}
-        for some in own.split(32):
-            batch = pool.batch(some)
-            with parts.autocast():
-                answer = parts.teacher(normalise(batch.image), batch.tokens, batch.proposals)
-            elevated, given = answer.elevated, batch.proposals
-            assert elevated is not None and answer.guided is not None
-            found = {
-                "prior": given.soft, "score": given.score, "present": given.present, "model": answer.q,
-                "guided": answer.guided, "fused": elevated.fused, "rho": elevated.rho, "expected": elevated.score,
-                "weights": elevated.weights, "truth": (prepared.truth + pool.masks)[pool.ref_of[some]].float() / 255,
-                "picture": pool.image_of[some], "ref": pool.ref_of[some],
-            }  # fmt: skip
-            for key, value in found.items():
-                pieces.setdefault(key, []).append(value.float())
-        kept[name] = {key: torch.cat(values) for key, values in pieces.items()}
+        refs = pool.ref_of[own]
+        truth = (prepared.truth + pool.masks)[refs].float() / 255
+        kept[name] = voices(run, pool, own) | {"truth": truth, "picture": pool.image_of[own], "ref": refs}
     torch.save(kept, path)
-
-
-@torch.no_grad()
-def voices(run: Run, pool: Pool, path: Path) -> None:
-    """What P, Q and M, the fused proposal and the answer say of all pairs of a pool."""
-    pieces: dict[str, list[Tensor]] = {}
-    for rows in torch.arange(len(pool)).split(64):
-        batch = pool.batch(rows)
-        with run.parts.autocast():
-            answer = run.parts.teacher(normalise(batch.image), batch.tokens, batch.proposals)
-        elevated, given = answer.elevated, batch.proposals
-        assert elevated is not None and answer.guided is not None
-        found = {"prior": given.soft, "present": given.present, "model": answer.q, "guided": answer.guided,
-                 "fused": elevated.fused, "answer": elevated.answer}  # fmt: skip
-        for key, value in found.items():
-            pieces.setdefault(key, []).append(value.float())
-    torch.save({key: torch.cat(values) for key, values in pieces.items()}, path)
 
 
 def validation(config: Config, prepared: Prepared, args: argparse.Namespace) -> tuple[Pool, PriorBank | None]:
@@ -189,18 +178,24 @@ def validation(config: Config, prepared: Prepared, args: argparse.Namespace) -> 
     return prepare_split(data.samples, config, prepared.vocabulary, str(store) if args.prior != "none" else "")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Which trial: its name, and what its world and labels were made from."""
     parser.add_argument("name")
-    parser.add_argument("method")
     parser.add_argument("--out", type=Path, default=Path("trials"))
     parser.add_argument("--world", choices=("scenes", "fashion"), default="scenes")
     parser.add_argument("--root", type=Path, default=ROOT, help="the folder that holds fashion/")
-    parser.add_argument("--steps", type=int, default=0, help="if not the benchmark's")
     parser.add_argument("--rate", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prior", default="0.6", help="accuracy of a simulated one, grounder, or none")
     parser.add_argument("--val", type=int, default=600, help="pictures to measure on")
+    parser.set_defaults(method="l2l", steps=0, set=[])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    arguments(parser)
+    parser.add_argument("method")
+    parser.add_argument("--steps", type=int, default=0, help="if not the benchmark's")
     parser.add_argument("--snapshot", type=int, default=0, help="keep what all voices say after this step")
     parser.add_argument("--pictures", action="store_true", help="... of whole pictures")
     parser.add_argument("--voices", action="store_true", help="keep what all voices say of what is measured")
@@ -237,7 +232,7 @@ def main() -> None:
         pool, bank = validation(config, prepared, args)
         network = run.parts.teacher.eval()
         if args.voices:
-            voices(run, pool, args.out / f"{args.name}.voices.pt")
+            torch.save(voices(run, pool, torch.arange(len(pool))), args.out / f"{args.name}.voices.pt")
         ways = {"without": answers_and_rho(network, pool, config, prior=False)}
         if bank:
             ways |= {"with": answers_and_rho(network, pool, config, prior=True), "alone": prior_answers(pool)}

@@ -295,8 +295,7 @@ class SESM(nn.Module):
         fused = share[:, 0] * log_prior + share[:, 1] * q + share[:, 2] * guided + share[:, 3]
         answer = fused
         if self.weighs and voice == BOTH:
-            of_p, of_q, of_m = OUTLINE
-            answer = outlined(fused, [(to_logit(soft), of_p * here), (q, of_q), (guided, of_m)])
+            answer = outlined(fused, [(log_prior, OUTLINE[0] * here), (q, OUTLINE[1]), (guided, OUTLINE[2])])
 
         same = agreement(soft, model) * here
         kappa = self.own(torch.stack([fill(model), same, known * same / 2], dim=1))

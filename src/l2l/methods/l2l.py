@@ -198,8 +198,9 @@ class L2L:
     def _ask_guard(self, guard: DriftGuard, evidence: Evidence) -> None:
         """Show the guard what the step has shown, and do as it says."""
         verdict = guard.look(evidence)
-        for network in (self.parts.network, self.parts.teacher):
-            network.sesm.voice.fill_(MODEL if self.bare else verdict.voice)
+        if not self.bare:
+            for network in (self.parts.network, self.parts.teacher):
+                network.sesm.voice.fill_(verdict.voice)
         if verdict.event:
             self.parts.events.append(f"drift guard: {verdict.event}")
 
