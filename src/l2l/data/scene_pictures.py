@@ -125,8 +125,6 @@ class Dice:
         return (raw * (2 * amplitude + 1) >> 8) - amplitude
 
 
-
-
 def _coverage(shape: str, radius: int, degrees: int) -> np.ndarray:
     """How much of each pixel a shape covers, 0 to 9 of 3 x 3 points; a square crop around the centre pixel."""
     reach = (radius * 6 + 4) // 5 + 1
@@ -213,8 +211,6 @@ def layout_of(name: str, seed: int, index: int) -> Layout:
                 break
     labels.setflags(write=False)
     return Layout(tuple(objects), tuple(covers), labels)
-
-
 
 
 @lru_cache(maxsize=16)

@@ -166,7 +166,6 @@ def _weight(meaning: Meaning) -> int:
     return 4 if said > 1 else 2 if said == 1 and meaning.kind != "attribute" else 1
 
 
-
 _SIZES = {"small": ("small", "little"), "big": ("big", "large")}
 _MOST = {
     "left": ("leftmost",), "right": ("rightmost",), "top": ("topmost", "highest"), "bottom": ("bottommost", "lowest"),

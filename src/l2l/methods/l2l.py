@@ -328,13 +328,6 @@ def make_rple(config: Config, *, honest: bool = True, refs: int = 0, labels: int
     )  # fmt: skip
 
 
-
-
-
-
-
-
-
 def accepted_precision(accept: Tensor, take: Tensor, label: Tensor, truth: Tensor) -> float:
     """Share of the accepted foreground that is right; NaN if none is accepted. accept (B, h, w) and take (B,) in
     [0, 1], label and truth bool (B, h, w)."""
