@@ -19,6 +19,7 @@ from l2l.config import Config
 from l2l.methods import l2l as method_of_l2l
 from l2l.methods.l2l import L2L
 from l2l.training.loop import Run, train_step
+from l2l.training.pool import normalise
 from l2l.training.prepare import Prepared, prepare
 
 OTHERS = ["mean_teacher", "resmatch", "semires", "dam_net", "prior_training"]
@@ -69,11 +70,32 @@ def every_prior(prepared: Prepared, value: int) -> Prepared:
 @pytest.mark.parametrize("guard", [True, False])
 @pytest.mark.parametrize("value", [0, 255])
 def test_every_prior_is_empty_or_full(config: Config, prepared: Prepared, value: int, guard: bool) -> None:
+    deaf = guard  # the guard does not listen to a prior that says of what is meant what it says of all else
     run, logs = steps(config.replace("rple", guard=guard), every_prior(prepared, value))
-    assert isinstance(run.method, L2L) and all("loss_fused" in one for one in logs)
-    found = [one["held_out_prior"] for one in logs]
-    assert found == [0, 0] if value == 0 else all(0 < one < 0.6 for one in found)  # the object's share of the picture
+    assert isinstance(run.method, L2L) and all(("loss_fused" in one) != deaf for one in logs)
+    assert (run.method.useless is not None) == run.method.bare == deaf
+    if not deaf:
+        found = [one["held_out_prior"] for one in logs]
+        assert found == [0, 0] if value == 0 else all(0 < one < 0.6 for one in found)  # its share of the picture
     assert run.parts.network.sesm.line.isfinite().all()
+
+
+def test_a_prior_found_useless_leaves_the_run_as_one_without(config: Config, prepared: Prepared) -> None:
+    """To the bit, though the pool that others see keeps its proposals; its answers are the same with the prior."""
+    useless = every_prior(prepared, 0)
+    config = config.replace("train", burn_in=0.25)
+    run, _ = steps(config, useless, unknown=("held_out_prior",))
+    without = config.replace("data", prior="")
+    other, _ = steps(without, prepare(without), unknown=("held_out_prior",))
+    assert "goes on without it" in run.parts.events[0]
+    for one, same in zip(run.parts.network.parameters(), other.parts.network.parameters(), strict=True):
+        assert torch.equal(one, same)
+    assert useless.pool.present.all()
+    batch = useless.pool.batch(torch.arange(3))
+    with torch.no_grad():
+        answer = run.parts.teacher(normalise(batch.image), batch.tokens, batch.proposals)
+    assert answer.elevated is not None
+    assert torch.equal(answer.best > 0, answer.q > 0) and torch.equal(answer.elevated.score, answer.elevated.alone)
 
 
 @pytest.mark.parametrize("method", OTHERS)
@@ -84,12 +106,15 @@ def test_the_others_with_empty_and_full_priors(config: Config, prepared: Prepare
 
 @pytest.mark.parametrize("guard", [True, False])
 def test_no_prior_anywhere(config: Config, guard: bool) -> None:
-    bare = config.replace("data", prior="").replace("rple", guard=guard)
-    run, logs = steps(bare, prepare(bare), unknown=("held_out_prior",))
+    """What is held out teaches SESM while the labels are learned from alone, the segmenter from then on."""
+    bare = config.replace("data", prior="").replace("rple", guard=guard).replace("train", burn_in=0.25)
+    run, (first, then) = steps(bare, prepare(bare), unknown=("held_out_prior",))
     assert not run.parts.pool.present.any() and run.parts.network.sesm.line.tolist() == [1, 0]
-    for one in logs:
-        assert math.isnan(one["held_out_prior"]) and one["weight_prior"] == 0 and one["weight_model"] == 1
-        assert one["rho"] == pytest.approx(1 / (1 + math.exp(9)))
+    assert math.isnan(first["held_out_prior"]) and "loss_u" not in first
+    assert then["weight_prior"] == 0 and then["weight_model"] == 1 and "loss_fused" not in then
+    assert then["rho"] == pytest.approx(1 / (1 + math.exp(9)))
+    seen, held = run.method.fold_at(1)
+    assert torch.isin(held, seen).all() and not torch.isin(held, run.method.fold_at(0)[0]).any()
 
 
 @pytest.mark.parametrize("guard", [True, False])

@@ -228,7 +228,10 @@ def test_the_guard_can_silence_one_voice(voice: int) -> None:
     heard = mixed.soft > 0.5 if voice == PRIOR else q > 0
     heard[2] = (q > 0)[2]  # nothing to hear from an absent prior
     assert torch.equal(elevated.fused > 0, heard)
-    assert torch.equal(elevated.score, torch.where(elevated.weights[:, 0] > 0, elevated.rho, elevated.kappa))
+    if voice == PRIOR:
+        assert torch.equal(elevated.score, torch.where(elevated.weights[:, 0] > 0, elevated.rho, elevated.kappa))
+    else:  # and nothing of the prior is heard of what it is worth
+        assert torch.equal(elevated.score, elevated.alone)
     assert torch.allclose(elevate(sesm, mixed, q, guided, voice=BOTH).fused, both)  # as if it were not silenced
 
 

@@ -103,7 +103,7 @@ def temporal(
     prior, drawn = bool(about["prior"]), " (simulated)" if about["prior_simulated"] else ""
     policy = any("coverage" in probe for probe in probes) or any("loss_fused" in log for log in logs)
     last = float(max([one["step"] for one in (*probes, *logs)], default=1))
-    marks, steps = _marks(config, policy, last), _steps(events)
+    marks, steps = _marks(config, policy, logs, last), _steps(events)
     if not probes:
         return _held_out(config, about, logs, last, marks, drawn, steps)
     lines = [
@@ -176,12 +176,16 @@ def _steps(events: Sequence[Event]) -> list[float]:
     return sorted({float(one.step) for one in events})
 
 
-def _marks(config: Config, policy: bool, last: float) -> list[Mark]:
-    """Where burn-in ends and where the held-out labels are released; only a method with a policy has both."""
+def _marks(config: Config, policy: bool, logs: Rows, last: float) -> list[Mark]:
+    """Where burn-in ends and where the held-out labels are released; only a method with a policy has both. A run that
+    heard no prior releases them as burn-in ends."""
     if not policy:
         return []
     steps = config.train.steps
-    marks = [Mark(config.train.burn_in * steps, "burn-in ends"), Mark(config.sesm.release * steps, "release")]
+    marks = [Mark(config.train.burn_in * steps, "burn-in ends")]
+    heard = [one["weight_prior"] for one in logs if "weight_prior" in one]
+    if any(heard) or not heard:
+        marks.append(Mark(config.sesm.release * steps, "release"))
     return [mark for mark in marks if 0 < mark.step <= last]
 
 

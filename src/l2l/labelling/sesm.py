@@ -303,7 +303,7 @@ class SESM(nn.Module):
         kappa = torch.where(proposals.present, kappa, alone)
         score = self.expected(fused.detach(), rho, proposals, q)
         if voice != BOTH:
-            score = torch.where((here > 0) & (voice == PRIOR), rho, kappa)
+            score = torch.where((here > 0) & (voice == PRIOR), rho, alone if voice == MODEL else kappa)
         return Elevated(fused, answer, rho, kappa, alone, score, weights)
 
     def expected(self, logits: Tensor, rho: Tensor, proposals: Proposals, q: Tensor) -> Tensor:

@@ -3,6 +3,7 @@ regions of these pictures are objects."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -93,6 +94,28 @@ def prior_on_labels(parts: Parts) -> tuple[Tensor, Tensor]:
     whoever has learned from these labels: the prior has not."""
     pool, rows = parts.pool, prior_rows(parts)
     return pool.score[rows].float(), hard_iou(pool.soft[rows] > 127, pool.masks[pool.ref_of[rows]] > 127)
+
+
+def misleading(parts: Parts) -> tuple[float, float] | None:
+    """Whether the prior points to what is meant no more often than to anything else in the picture. Then its mean IoU
+    with the known masks, and with those of other known referents of the same pictures, which is no less; else `None`,
+    also where fewer than `ENOUGH` referents share their picture with another."""
+    pool, rows = parts.pool, prior_rows(parts)
+    other = pool.rival[rows]
+    both = (other >= 0) & pool.labelled[pool.ref_of[other]]
+    rows, other = rows[both], other[both]
+    if len(pool.ref_of[rows].unique()) < ENOUGH:
+        return None
+    said = pool.soft[rows] > 127
+    meant, else_ = (float(hard_iou(said, pool.masks[pool.ref_of[of]] > 127).mean()) for of in (rows, other))
+    return (meant, else_) if meant <= else_ else None
+
+
+def unprompted(parts: Parts) -> Parts:
+    """The same parts, in which no pair has a prior."""
+    pool = parts.pool
+    nothing = pool.with_proposals(pool.soft, pool.score, torch.zeros_like(pool.present))
+    return dataclasses.replace(parts, pool=nothing)
 
 
 def held_by_regions(pool: Pool, regions: Tensor) -> Tensor:

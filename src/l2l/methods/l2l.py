@@ -32,7 +32,15 @@ from l2l.labelling.reward import (
 )
 from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
 from l2l.labelling.sesm import BOTH, DRAWN, MODEL, hard_iou, soft_iou
-from l2l.methods.known import ENOUGH, held_by_regions, make_folds, prior_on_labels, prior_rows
+from l2l.methods.known import (
+    ENOUGH,
+    held_by_regions,
+    make_folds,
+    misleading,
+    prior_on_labels,
+    prior_rows,
+    unprompted,
+)
 from l2l.methods.semires import mend
 from l2l.model.network import Answer
 from l2l.proposals.regions import drawn, in_view
@@ -48,14 +56,17 @@ class L2L:
     """Paper symbols in the step: x labelled, h held out, u unlabelled; _w weak, _s strong; P prior, Q teacher."""
 
     def __init__(self, parts: Parts) -> None:
+        given, self.useless = parts, misleading(parts) if parts.config.rple.guard else None
+        if self.useless is not None:
+            parts = unprompted(parts)
         self.parts = parts
         self.folds = make_folds(parts)
         count = len(parts.labelled_refs)
         self.extra = make_rple(parts.config, honest=len(self.folds) > 1, refs=len(self.folds[0]), labels=count)
-        known = len(parts.pool.ref_of[prior_rows(parts)].unique())
+        known = len(parts.pool.ref_of[prior_rows(given)].unique())
         if parts.config.sesm.calibrate and (known >= ENOUGH or self.guard is None):
             for network in (parts.network, parts.teacher):
-                network.sesm.calibrate(*prior_on_labels(parts))
+                network.sesm.calibrate(*prior_on_labels(given))
             self.extra.policy.telling.fill_(float(parts.network.sesm.tells) ** 3)
         self.bare = not parts.pool.present.any()
         if self.bare:  # M would be Q twice over, and nothing foretells what a pair would teach
@@ -79,6 +90,13 @@ class L2L:
         return {"segmenter": config.train.rate, "sesm": config.sesm.rate, "extra": config.rple.rate}
 
     @property
+    def release(self) -> float:
+        """The step from which on the segmenter learns from the held-out labels, too, and SESM and the policy rest.
+        Without any prior that is as soon as it learns from pseudo-labels: there is nobody to be weighed."""
+        config = self.parts.config
+        return (config.train.burn_in if self.bare else config.sesm.release) * config.train.steps
+
+    @property
     def guard(self) -> DriftGuard | None:
         """The drift guard, where it is asked for."""
         return self.extra.guard if self.parts.config.rple.guard else None
@@ -90,14 +108,19 @@ class L2L:
         fold = step // config.sesm.rotate % len(self.folds) if config.sesm.rotate else 0
         held = self.folds[fold]
         seen = every[~torch.isin(every, held)] if len(self.folds) > 1 else every
-        if step >= config.sesm.release * config.train.steps:
+        if step >= self.release:
             return every, held
         return seen, held
 
     def step(self, step: int) -> tuple[Tensor, dict[str, float]]:
         parts, config, guard = self.parts, self.parts.config, self.guard
+        if step == 0 and self.useless is not None:
+            meant, other = self.useless
+            parts.events.append(f"drift guard: the prior is useless (mean IoU with what is meant {meant:.2f}, with "
+                                f"another known object {other:.2f}): the run goes on without it")  # fmt: skip
         if step == 0 and self.bare:
-            parts.events.append("no prior: pairs are chosen by chance, for what they would teach nobody can foretell")
+            parts.events.append("no prior: pairs are chosen by chance, for what they would teach nobody can foretell, "
+                                "and held-out labels teach the segmenter from the end of the burn-in on")  # fmt: skip
         elif step == 0 and (tells := float(parts.network.sesm.tells)) < 1:
             parts.events.append(f"prior's score: it tells {tells:.0%} of what it should of which priors are right; "
                                 "the less, the more they are heard, and the choice is left to chance")  # fmt: skip
@@ -110,7 +133,7 @@ class L2L:
             self._ask_guard(guard, Evidence(prior, math.nan, math.nan, math.nan))
         shut = guard is not None and not bool(guard.open)
         alone = shut or step < config.train.burn_in * config.train.steps  # the labels are learned from alone
-        released = step >= config.sesm.release * config.train.steps
+        released = step >= self.release
         learning = not released and (guard is None or guard.honest)
         seen, held = self.fold_at(step)
 
@@ -137,6 +160,7 @@ class L2L:
                 if self.together:
                     teacher = self._together(teacher, step, shown)
             assert teacher.elevated is not None
+            said = teacher.proposal if self.bare else plain.guided
             elevated, regions = teacher.elevated, None
             if self.regions is not None:
                 regions = torch.cat([self._regions(name, step, batch) for name, batch in shown])
@@ -180,12 +204,14 @@ class L2L:
         weight = config.train.unlabelled_weight
         # which samples count, not how much all of them do; among those that were chosen all count alike
         share = take[chosen] / take.mean().clamp_min(1e-3) if config.rple.candidates == 1 else torch.ones_like(at)
-        loss_u = (segmentation_loss(student.q[count_x:], target, accept) * share).mean()
         guided = target, accept
         if config.sesm.commit and config.sesm.use and regions is not None:
-            assert plain.guided is not None
-            own = mend(plain.guided[at].float().sigmoid(), regions[at], least_iou=SEMIRES.iou, cover=SEMIRES.cover)
+            assert said is not None
+            own = mend(said[at].float().sigmoid(), regions[at], least_iou=SEMIRES.iou, cover=SEMIRES.cover)
             guided = own.label, own.accept
+            if self.bare:
+                target, accept = guided
+        loss_u = (segmentation_loss(student.q[count_x:], target, accept) * share).mean()
         loss_ug = (segmentation_loss(student.guided[count_x:], *guided) * share).mean() * (not self.bare)
         front = (accept * label_u).sum() / label_u.sum().clamp_min(1)
         return loss + weight * (loss_u + loss_ug), logs | {
@@ -232,7 +258,8 @@ class L2L:
         """SESM on labels the segmenter has not seen; nothing flows back into what it fuses. `regions`: h's first."""
         sesm, q, guided = self.parts.network.sesm, teacher.q[: len(h.rows)], teacher.guided
         assert h.mask is not None and guided is not None
-        elevated = sesm.fuse(sesm.reliability(h.proposals, q), h.proposals, q, guided[: len(h.rows)], voice=BOTH)
+        voice = MODEL if self.bare else BOTH
+        elevated = sesm.fuse(sesm.reliability(h.proposals, q), h.proposals, q, guided[: len(h.rows)], voice=voice)
         y = h.mask > 0.5
         here, everywhere = h.proposals.present, torch.ones_like(h.proposals.present)
         loss_fused = segmentation_loss(elevated.fused, h.mask).mean()
@@ -296,8 +323,7 @@ class L2L:
         # Kept near where it started, in the reward's own units (each cell by its weight): the best policy is then
         # sigma(its first logit + expected reward / temperature). Of cells what earns nothing stays accepted; refusing
         # has to pay.
-        run = self.parts.config
-        done = min(1.0, step / (run.sesm.release * run.train.steps))
+        done = min(1.0, step / self.release)
         temperature = config.temperature * (1 - done) + config.temperature_end * done
         temperature = temperature * USUAL / len(self.folds[0])  # what few labels say weighs less
         apart = (weights(state.label) * divergence(cells, ACCEPT)).sum((1, 2)).mean()
