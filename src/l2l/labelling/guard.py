@@ -7,7 +7,8 @@ The loop trusts what it learned on held-out labels. It goes wrong in three ways,
 - the fused proposal is worse there than the proposal alone, or than Q alone: the fusion has drifted;
 - of the foreground that the policy accepts there, next to nothing is right. (Wrong labels that scatter over the other
   objects of a picture are outvoted: a loop that began with 16 % right ended 8 points above the labels alone.)
-The proposal's own quality is always honest evidence: nobody trained the prior on these labels.
+The proposal's own quality is always honest evidence: nobody trained the prior on these labels. So whether it is worth
+hearing at all is asked before the first step, of all known masks (`methods.known.misleading`).
 
 The guard sets whom the fusion listens to (`SESM.voice`) and how much the unlabelled loss weighs. It is ours; the paper
 names "drift under extreme sparsity or domain shift" as a limit and leaves it there.
