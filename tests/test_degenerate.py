@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import make_world
 from torch import Tensor
 
 from l2l.config import Config
+from l2l.labelling.sesm import hard_iou
 from l2l.methods import l2l as method_of_l2l
+from l2l.methods.known import ENOUGH, misleading
 from l2l.methods.l2l import L2L
 from l2l.training.loop import Run, train_step
 from l2l.training.pool import normalise
@@ -96,6 +99,26 @@ def test_a_prior_found_useless_leaves_the_run_as_one_without(config: Config, pre
         answer = run.parts.teacher(normalise(batch.image), batch.tokens, batch.proposals)
     assert answer.elevated is not None
     assert torch.equal(answer.best > 0, answer.q > 0) and torch.equal(answer.elevated.score, answer.elevated.alone)
+
+
+def test_loose_boxes_point_and_a_guess_among_objects_does_not(config: Config, prepared: Prepared) -> None:
+    """A low IoU is no reason not to hear a prior; that it meets the next object as often is."""
+    pool = prepared.pool
+    truth = pool.masks[pool.ref_of]
+    loose = 255 * F.max_pool2d(truth[:, None].float(), 7, stride=1, padding=3)[:, 0].gt(127).to(torch.uint8)
+    told = {"exact": truth, "loose": loose, "another": truth[pool.rival.clamp_min(0)]}
+    known = pool.labelled[pool.ref_of]
+    iou = hard_iou(loose[known] > 127, truth[known] > 127)
+    assert iou.mean() < 0.5
+    for name, soft in told.items():
+        some = pool.with_proposals(soft, torch.full_like(pool.score, 0.7), torch.ones_like(pool.present))
+        parts = Run.start(config, dataclasses.replace(prepared, pool=some)).parts
+        found = misleading(parts)
+        assert (found is None) == (name != "another")
+        chosen = tuple(dataclasses.replace(one, chosen=True) for one in pool.samples)  # where the prior has failed
+        assert misleading(dataclasses.replace(parts, pool=dataclasses.replace(some, samples=chosen))) is None
+    few = Run.start(config.replace("data", rate=0.3), prepare(config.replace("data", rate=0.3))).parts
+    assert len(few.labelled_refs) < ENOUGH and misleading(few) is None  # too few to say
 
 
 @pytest.mark.parametrize("method", OTHERS)

@@ -99,8 +99,10 @@ def prior_on_labels(parts: Parts) -> tuple[Tensor, Tensor]:
 def misleading(parts: Parts) -> tuple[float, float] | None:
     """Whether the prior points to what is meant no more often than to anything else in the picture. Then its mean IoU
     with the known masks, and with those of other known referents of the same pictures, which is no less; else `None`,
-    also where fewer than `ENOUGH` referents share their picture with another."""
+    also where fewer than `ENOUGH` referents share their picture with another, or where people chose them."""
     pool, rows = parts.pool, prior_rows(parts)
+    if any(pool.samples[ref].chosen for ref in pool.ref_of[rows].unique().tolist()):
+        return None
     other = pool.rival[rows]
     both = (other >= 0) & pool.labelled[pool.ref_of[other]]
     rows, other = rows[both], other[both]
