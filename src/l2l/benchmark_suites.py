@@ -184,14 +184,22 @@ ABLATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 foreground. Fixed thresholds choose samples by chance; a policy that learns nothing, by their expected gain."""
 
 
+PARTS = ("l2l", "without SESM", "without guidance", "everything believed")
+"""Rows that are made on photographs, too: what the method has in its name."""
+
+
 def _ablations() -> tuple[Cell, ...]:
-    """L2L at 1 % and 5 % of the labels with one thing changed."""
+    """L2L at 1 % and 5 % of the labels with one thing changed; its main parts on photographs as well."""
     cells = []
     for row, changes in ABLATIONS:
         config = SCENES.replace("train", method="l2l").override(*changes)
         for rate in (0.01, 0.05):
             own = config.replace("data", rate=rate)
             cells += [Cell("ablations", row, percent(rate), seed, own.replace("train", seed=seed)) for seed in SEEDS]
+        if row in PARTS:
+            own = FASHION.replace("train", method="l2l").replace("data", rate=0.05).override(*changes)
+            column = f"{percent(0.05)}, photographs"
+            cells += [Cell("ablations", row, column, seed, own.replace("train", seed=seed)) for seed in SEEDS]
     return tuple(cells)
 
 
