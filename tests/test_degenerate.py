@@ -83,10 +83,11 @@ def test_every_prior_is_empty_or_full(config: Config, prepared: Prepared, value:
     assert run.parts.network.sesm.line.isfinite().all()
 
 
-def test_a_prior_found_useless_leaves_the_run_as_one_without(config: Config, prepared: Prepared) -> None:
+@pytest.mark.parametrize("use", [True, False])
+def test_a_prior_found_useless_leaves_the_run_as_one_without(config: Config, prepared: Prepared, use: bool) -> None:
     """To the bit, though the pool that others see keeps its proposals; its answers are the same with the prior."""
     useless = every_prior(prepared, 0)
-    config = config.replace("train", burn_in=0.25)
+    config = config.replace("train", burn_in=0.25).replace("sesm", use=use)
     run, _ = steps(config, useless, unknown=("held_out_prior",))
     without = config.replace("data", prior="")
     other, _ = steps(without, prepare(without), unknown=("held_out_prior",))

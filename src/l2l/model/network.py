@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from l2l.labelling.sesm import SESM, Elevated, Heard
+from l2l.labelling.sesm import MODEL, SESM, Elevated, Heard
 from l2l.model.segmenter import Encoded, Segmenter
 from l2l.proposals.proposal import Proposals
 
@@ -61,7 +61,8 @@ class Network(nn.Module):
         heard = self.sesm.listen(lent, proposals, q)
         guided = self.guide(lent, heard)
         elevated = self.sesm.fuse(heard.rho, proposals, q, guided)
-        return Answer(encoded, q, features, elevated, guided, elevated.fused, self.sesm.fuses)
+        last = self.sesm.fuses or int(self.sesm.voice) == MODEL  # who is not listened to does not answer either
+        return Answer(encoded, q, features, elevated, guided, elevated.fused, last)
 
     def guide(self, encoded: Encoded, heard: Heard) -> Tensor:
         """The guided answer M, logits (B, h, w): the prior, moved by what the guided decoder adds.
