@@ -134,7 +134,8 @@ def test_no_prior_anywhere(config: Config, guard: bool) -> None:
     bare = config.replace("data", prior="").replace("rple", guard=guard).replace("train", burn_in=0.25)
     run, (first, then) = steps(bare, prepare(bare), unknown=("held_out_prior",))
     assert not run.parts.pool.present.any() and run.parts.network.sesm.line.tolist() == [1, 0]
-    assert math.isnan(first["held_out_prior"]) and "loss_u" not in first
+    assert math.isnan(first["held_out_prior"]) and "loss_u" not in first and "reward" not in first
+    assert not any(one.any() for one in run.method.extra.policy.sample[-1].parameters())  # all alike: by chance
     assert then["weight_prior"] == 0 and then["weight_model"] == 1 and "loss_fused" not in then
     assert then["rho"] == pytest.approx(1 / (1 + math.exp(9)))
     seen, held = run.method.fold_at(1)

@@ -189,8 +189,10 @@ class L2L:
         if learning:
             assert h.mask is not None
             loss_sesm, told = self._sesm_loss(step, h, plain, regions)
-            loss_policy, rewards = self._policy_loss(step, h, None if alone else u, state, cells, samples, teacher)
-            loss, logs = loss + loss_sesm + loss_policy, logs | told | rewards
+            loss, logs = loss + loss_sesm, logs | told
+            if not self.bare:  # else nobody is taught to choose
+                loss_policy, rewards = self._policy_loss(step, h, None if alone else u, state, cells, samples, teacher)
+                loss, logs = loss + loss_policy, logs | rewards
             precision = accepted_precision(accept[:count_h], take[:count_h], state.label[:count_h], h.mask > 0.5)
             if guard is not None:
                 self._ask_guard(guard, Evidence(told["held_out_prior"], told["held_out_model"],
