@@ -122,6 +122,17 @@ def test_loose_boxes_point_and_a_guess_among_objects_does_not(config: Config, pr
     assert len(few.labelled_refs) < ENOUGH and misleading(few) is None  # too few to say
 
 
+def test_what_a_score_tells_is_not_taken_for_granted(config: Config, prepared: Prepared) -> None:
+    """Pairs are chosen by what they are expected to teach only where known masks say that the score tells."""
+    few = config.replace("data", rate=0.3)
+    run, enough = Run.start(few, prepare(few)), Run.start(config, prepared)
+    assert isinstance(run.method, L2L) and isinstance(enough.method, L2L)
+    assert run.method.known < ENOUGH <= enough.method.known
+    assert float(run.method.extra.policy.telling) == 0 < float(enough.method.extra.policy.telling)
+    train_step(run)
+    assert any("chosen by chance" in event for event in run.parts.events)
+
+
 @pytest.mark.parametrize("method", OTHERS)
 @pytest.mark.parametrize("value", [0, 255])
 def test_the_others_with_empty_and_full_priors(config: Config, prepared: Prepared, value: int, method: str) -> None:

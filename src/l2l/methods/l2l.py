@@ -63,11 +63,13 @@ class L2L:
         self.folds = make_folds(parts)
         count = len(parts.labelled_refs)
         self.extra = make_rple(parts.config, honest=len(self.folds) > 1, refs=len(self.folds[0]), labels=count)
-        known = len(parts.pool.ref_of[prior_rows(given)].unique())
-        if parts.config.sesm.calibrate and (known >= ENOUGH or self.guard is None):
+        self.known = len(parts.pool.ref_of[prior_rows(given)].unique())
+        if parts.config.sesm.calibrate and (self.known >= ENOUGH or self.guard is None):
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*prior_on_labels(given))
             self.extra.policy.telling.fill_(float(parts.network.sesm.tells) ** 3)
+        elif self.known < ENOUGH:  # choosing by a score of which nobody knows what it tells cost five points
+            self.extra.policy.telling.zero_()
         self.bare = not parts.pool.present.any()
         if self.bare:  # M would be Q twice over, and nothing foretells what a pair would teach
             self.extra.policy.telling.zero_()
@@ -121,6 +123,9 @@ class L2L:
         if step == 0 and self.bare:
             parts.events.append("no prior: pairs are chosen by chance, for what they would teach nobody can foretell, "
                                 "and held-out labels teach the segmenter from the end of the burn-in on")  # fmt: skip
+        elif step == 0 and self.known < ENOUGH and not float(self.extra.policy.telling):
+            parts.events.append(f"prior's score: what it tells, {self.known} known masks cannot say ({ENOUGH} can), so "
+                                "pairs are chosen by chance")  # fmt: skip
         elif step == 0 and (tells := float(parts.network.sesm.tells)) < 1:
             parts.events.append(f"prior's score: it tells {tells:.0%} of what it should of which priors are right; "
                                 "the less, the more they are heard, and the choice is left to chance")  # fmt: skip
