@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from l2l.benchmark_page import HOW, Results, Values, gather, mean_sd, miou
+from l2l.benchmark_page import HOW, Results, Values, gather, mean_sd, miou, paired
 from l2l.benchmark_suites import Suite, number_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def plots(suite: Suite, results: Results) -> Iterator[tuple[str, str, bytes]]:
     drawn = " (simulated prior)" if suite.simulated else ""
     values = {how: gather(suite, results, miou(how)) for how in HOW}
     numbers = [column for column in suite.columns if number_of(column) is not None]
-    if any(values.values()) and len(numbers) > 1:
+    if any(values.values()) and suite.taken_apart:
+        yield "miou", f"{suite.reference} minus the others, points of mIoU{drawn}", _worth(suite, values)
+    elif any(values.values()) and len(numbers) > 1:
         yield "miou", f"mIoU over {suite.column}{drawn}", _curves(suite, values, numbers)
     elif any(values.values()):
         yield "miou", f"mIoU, {suite.columns[0]}{drawn}", _dots(suite, values)
@@ -98,6 +100,34 @@ def _dots(suite: Suite, values: Mapping[str, Values]) -> bytes:
         axes.set(xlabel="mIoU on val, %", title=HOW[how])
 
     return _panels(list(HOW), draw, width=5.2, height=1.4 + 0.24 * len(rows))
+
+
+def _worth(suite: Suite, values: Mapping[str, Values]) -> bytes:
+    """What each row lacks of the reference, seed by seed (dots) and in the mean (rings), a colour for each column."""
+    points = {
+        (how, row, column): found for how in HOW for row in suite.rows if row != suite.reference
+        for column in suite.columns if (found := [100 * one for one in paired(suite, values[how], row, column)])
+    }  # fmt: skip
+    rows = [row for row in suite.rows if any(row == other for _, other, _ in points)][::-1]
+    colours = dict(zip(suite.columns, COLOURS[1:], strict=False))
+
+    def draw(axes: Axes, how: str) -> None:
+        axes.axvline(0, color="#24292f", linewidth=0.8)
+        for place, (column, colour) in enumerate(colours.items()):
+            up = 0.22 * ((len(colours) - 1) / 2 - place)
+            label: str | None = column
+            for at, row in enumerate(rows):
+                if found := points.get((how, row, column)):
+                    axes.plot(found, [at + up] * len(found), ".", color=colour, markersize=4, alpha=0.6)
+                    mean = mean_sd(found)[0]
+                    axes.plot(mean, at + up, "o", color=colour, fillstyle="none", markersize=7, label=label)
+                    label = None
+        axes.set_yticks(range(len(rows)), rows, fontsize=8)
+        axes.set(xlabel="points of mIoU", title=HOW[how], ylim=(-0.6, len(rows) - 0.4))
+        if how == next(iter(HOW)) and points:
+            axes.legend(fontsize=7, frameon=False, loc="lower right", title=suite.column, title_fontsize=7)
+
+    return _panels(list(HOW), draw, width=5.6, height=1.4 + 0.32 * len(rows), share=True)
 
 
 def _evolution(probes: Mapping[str, list[list[dict[str, Any]]]]) -> bytes:

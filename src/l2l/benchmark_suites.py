@@ -82,6 +82,8 @@ class Suite:
     """The row that the others are paired with."""
     log: bool = False
     """Columns are drawn on a logarithmic axis."""
+    taken_apart: bool = False
+    """Each row is the reference with one thing changed: what is drawn is how much that takes away."""
 
     @property
     def simulated(self) -> bool:
@@ -281,8 +283,9 @@ SUITES: tuple[Suite, ...] = (
     ),
     Suite(
         "ablations", "What L2L is made of",
-        "What is each part worth? L2L on drawn scenes, one thing changed at a time.",
-        "labelled pictures", _ablations(),
+        "What is each part worth? L2L on drawn scenes, one thing changed at a time; its main parts also on "
+        "photographs.",
+        "labelled pictures", _ablations(), taken_apart=True,
     ),
     Suite(
         "prior-quality", "How good the prior has to be",
