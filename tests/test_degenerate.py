@@ -75,7 +75,7 @@ def every_prior(prepared: Prepared, value: int) -> Prepared:
 def test_every_prior_is_empty_or_full(config: Config, prepared: Prepared, value: int, guard: bool) -> None:
     deaf = guard  # the guard does not listen to a prior that says of what is meant what it says of all else
     run, logs = steps(config.replace("rple", guard=guard), every_prior(prepared, value))
-    assert isinstance(run.method, L2L) and all(("loss_fused" in one) != deaf for one in logs)
+    assert isinstance(run.method, L2L) and all(("iom" in one) == deaf == ("loss_fused" not in one) for one in logs)
     assert (run.method.useless is not None) == run.method.bare == deaf
     if not deaf:
         found = [one["held_out_prior"] for one in logs]
@@ -87,13 +87,11 @@ def test_every_prior_is_empty_or_full(config: Config, prepared: Prepared, value:
 def test_a_prior_found_useless_leaves_the_run_as_one_without(config: Config, prepared: Prepared, use: bool) -> None:
     """To the bit, though the pool that others see keeps its proposals; its answers are the same with the prior."""
     useless = every_prior(prepared, 0)
-    config = config.replace("train", burn_in=0.25).replace("sesm", use=use)
-    run, _ = steps(config, useless, unknown=("held_out_prior",))
+    config = config.replace("sesm", use=use)
+    run, _ = steps(config, useless)
     without = config.replace("data", prior="")
-    other, _ = steps(without, prepare(without), unknown=("held_out_prior",))
-    assert "goes on without it" in run.parts.events[0]
-    for one, same in zip(run.parts.network.parameters(), other.parts.network.parameters(), strict=True):
-        assert torch.equal(one, same)
+    other, _ = steps(without, prepare(without))
+    assert "goes on without it" in run.parts.events[0] and same(run, other)
     assert useless.pool.present.all()
     batch = useless.pool.batch(torch.arange(3))
     with torch.no_grad():
@@ -139,18 +137,29 @@ def test_the_others_with_empty_and_full_priors(config: Config, prepared: Prepare
     steps(config.replace("train", method=method), every_prior(prepared, value))
 
 
+def same(one: Run, other: Run) -> bool:
+    """To the bit."""
+    pairs = zip(one.parts.network.parameters(), other.parts.network.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
 @pytest.mark.parametrize("guard", [True, False])
 def test_no_prior_anywhere(config: Config, guard: bool) -> None:
-    """What is held out teaches SESM while the labels are learned from alone, the segmenter from then on."""
-    bare = config.replace("data", prior="").replace("rple", guard=guard).replace("train", burn_in=0.25)
-    run, (first, then) = steps(bare, prepare(bare), unknown=("held_out_prior",))
+    """Then L2L is SemiRES."""
+    bare = config.replace("data", prior="").replace("rple", guard=guard)
+    run, logs = steps(bare, prepare(bare))
     assert not run.parts.pool.present.any() and run.parts.network.sesm.line.tolist() == [1, 0]
-    assert math.isnan(first["held_out_prior"]) and "loss_u" not in first and "reward" not in first
-    assert not any(one.any() for one in run.method.extra.policy.sample[-1].parameters())  # all alike: by chance
-    assert then["weight_prior"] == 0 and then["weight_model"] == 1 and "loss_fused" not in then
-    assert then["rho"] == pytest.approx(1 / (1 + math.exp(9)))
-    seen, held = run.method.fold_at(1)
-    assert torch.isin(held, seen).all() and not torch.isin(held, run.method.fold_at(0)[0]).any()
+    rival = bare.replace("train", method="semires")
+    other, others = steps(rival, prepare(rival))
+    assert same(run, other) and logs == others and "iom" in logs[0]
+
+
+def test_no_prior_and_hardly_a_label(config: Config) -> None:
+    """The labels alone are learned from."""
+    few = config.replace("data", prior="", rate=0.12)
+    run, logs = steps(few, prepare(few))
+    assert isinstance(run.method, L2L) and run.method.guard is not None and not run.method.guard.honest
+    assert all("loss_u" not in one for one in logs) and any("the labels alone" in event for event in run.parts.events)
 
 
 @pytest.mark.parametrize("guard", [True, False])

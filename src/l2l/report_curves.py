@@ -178,13 +178,12 @@ def _steps(events: Sequence[Event]) -> list[float]:
 
 def _marks(config: Config, policy: bool, logs: Rows, last: float) -> list[Mark]:
     """Where burn-in ends and where the held-out labels are released; only a method with a policy has both. A run that
-    heard no prior releases them as burn-in ends."""
+    hears no prior holds nothing out: its labels are those of SemiRES."""
     if not policy:
         return []
     steps = config.train.steps
     marks = [Mark(config.train.burn_in * steps, "burn-in ends")]
-    heard = [one["weight_prior"] for one in logs if "weight_prior" in one]
-    if any(heard) or not heard:
+    if not any("iom" in one for one in logs):
         marks.append(Mark(config.sesm.release * steps, "release"))
     return [mark for mark in marks if 0 < mark.step <= last]
 

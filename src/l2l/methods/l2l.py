@@ -41,7 +41,7 @@ from l2l.methods.known import (
     prior_rows,
     unprompted,
 )
-from l2l.methods.semires import mend
+from l2l.methods.semires import SemiRes, mend
 from l2l.model.network import Answer
 from l2l.proposals.regions import drawn, in_view
 from l2l.training.losses import reliability_loss, segmentation_loss
@@ -64,15 +64,15 @@ class L2L:
         count = len(parts.labelled_refs)
         self.extra = make_rple(parts.config, honest=len(self.folds) > 1, refs=len(self.folds[0]), labels=count)
         self.known = len(parts.pool.ref_of[prior_rows(given)].unique())
-        if parts.config.sesm.calibrate and (self.known >= ENOUGH or self.guard is None):
+        few = self.known < ENOUGH and self.guard is not None
+        if parts.config.sesm.calibrate and not few:
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*prior_on_labels(given))
             self.extra.policy.telling.fill_(float(parts.network.sesm.tells) ** 3)
-        elif self.known < ENOUGH:  # choosing by a score of which nobody knows what it tells cost five points
+        elif few:  # choosing by a score of which nobody knows what it tells cost five points
             self.extra.policy.telling.zero_()
         self.bare = not parts.pool.present.any()
-        if self.bare:  # M would be Q twice over, and nothing foretells what a pair would teach
-            self.extra.policy.telling.zero_()
+        if self.bare:
             for network in (parts.network, parts.teacher):
                 network.sesm.voice.fill_(MODEL)
         if parts.config.model.pretrained:
@@ -86,17 +86,11 @@ class L2L:
         self.unlabelled = (~parts.pool.labelled[parts.pool.ref_of]).nonzero()[:, 0]
         if not len(self.unlabelled):
             raise InputError("l2l learns from unlabelled pairs, here are none: lower --rate or add --unlabelled FILE")
+        self.without = SemiRes(parts) if self.bare else None
 
     def learning_rates(self) -> Mapping[str, float]:
         config = self.parts.config
         return {"segmenter": config.train.rate, "sesm": config.sesm.rate, "extra": config.rple.rate}
-
-    @property
-    def release(self) -> float:
-        """The step from which on the segmenter learns from the held-out labels, too, and SESM and the policy rest.
-        Without any prior that is as soon as it learns from pseudo-labels: there is nobody to be weighed."""
-        config = self.parts.config
-        return (config.train.burn_in if self.bare else config.sesm.release) * config.train.steps
 
     @property
     def guard(self) -> DriftGuard | None:
@@ -110,7 +104,7 @@ class L2L:
         fold = step // config.sesm.rotate % len(self.folds) if config.sesm.rotate else 0
         held = self.folds[fold]
         seen = every[~torch.isin(every, held)] if len(self.folds) > 1 else every
-        if step >= self.release:
+        if step >= config.sesm.release * config.train.steps:
             return every, held
         return seen, held
 
@@ -121,15 +115,16 @@ class L2L:
             parts.events.append(f"drift guard: the prior is useless (mean IoU with what is meant {meant:.2f}, with "
                                 f"another known object {other:.2f}): the run goes on without it")  # fmt: skip
         if step == 0 and self.bare:
-            parts.events.append("no prior: pairs are chosen by chance, for what they would teach nobody can foretell, "
-                                "and held-out labels teach the segmenter from the end of the burn-in on")  # fmt: skip
-        elif step == 0 and self.known < ENOUGH and not float(self.extra.policy.telling):
+            parts.events.append("no prior: there is nobody to weigh and nothing to choose by, "
+                                "so labels are made as semires makes them")  # fmt: skip
+        elif step == 0 and self.known < ENOUGH and guard is not None:
             parts.events.append(f"prior's score: what it tells, {self.known} known masks cannot say ({ENOUGH} can), so "
                                 "pairs are chosen by chance")  # fmt: skip
         elif step == 0 and (tells := float(parts.network.sesm.tells)) < 1:
             parts.events.append(f"prior's score: it tells {tells:.0%} of what it should of which priors are right; "
                                 "the less, the more they are heard, and the choice is left to chance")  # fmt: skip
-        if step == 0 and self.regions is not None and (far := parts.network.sesm.drawing["draw"].item() / DRAWN[1]) < 1:
+        far = parts.network.sesm.drawing["draw"].item() / DRAWN[1]
+        if step == 0 and self.regions is not None and not self.bare and far < 1:
             parts.events.append(f"regions: by the known masks they are objects to {far:.0%}, pieces of them else; "
                                 "labels of the unguided answer are drawn to them so far")  # fmt: skip
         if step == 0 and guard is not None and not guard.honest:
@@ -137,8 +132,10 @@ class L2L:
             prior = float(known.mean()) if len(known) else math.nan
             self._ask_guard(guard, Evidence(prior, math.nan, math.nan, math.nan))
         shut = guard is not None and not bool(guard.open)
+        if self.without is not None and not shut:
+            return self.without.step(step)
         alone = shut or step < config.train.burn_in * config.train.steps  # the labels are learned from alone
-        released = step >= self.release
+        released = step >= config.sesm.release * config.train.steps
         learning = not released and (guard is None or guard.honest)
         seen, held = self.fold_at(step)
 
@@ -165,7 +162,6 @@ class L2L:
                 if self.together:
                     teacher = self._together(teacher, step, shown)
             assert teacher.elevated is not None
-            said = teacher.proposal if self.bare else plain.guided
             elevated, regions = teacher.elevated, None
             if self.regions is not None:
                 regions = torch.cat([self._regions(name, step, batch) for name, batch in shown])
@@ -194,10 +190,8 @@ class L2L:
         if learning:
             assert h.mask is not None
             loss_sesm, told = self._sesm_loss(step, h, plain, regions)
-            loss, logs = loss + loss_sesm, logs | told
-            if not self.bare:  # else nobody is taught to choose
-                loss_policy, rewards = self._policy_loss(step, h, None if alone else u, state, cells, samples, teacher)
-                loss, logs = loss + loss_policy, logs | rewards
+            loss_policy, rewards = self._policy_loss(step, h, None if alone else u, state, cells, samples, teacher)
+            loss, logs = loss + loss_sesm + loss_policy, logs | told | rewards
             precision = accepted_precision(accept[:count_h], take[:count_h], state.label[:count_h], h.mask > 0.5)
             if guard is not None:
                 self._ask_guard(guard, Evidence(told["held_out_prior"], told["held_out_model"],
@@ -211,15 +205,13 @@ class L2L:
         weight = config.train.unlabelled_weight
         # which samples count, not how much all of them do; among those that were chosen all count alike
         share = take[chosen] / take.mean().clamp_min(1e-3) if config.rple.candidates == 1 else torch.ones_like(at)
+        loss_u = (segmentation_loss(student.q[count_x:], target, accept) * share).mean()
         guided = target, accept
         if config.sesm.commit and config.sesm.use and regions is not None:
-            assert said is not None
-            own = mend(said[at].float().sigmoid(), regions[at], least_iou=SEMIRES.iou, cover=SEMIRES.cover)
+            assert plain.guided is not None
+            own = mend(plain.guided[at].float().sigmoid(), regions[at], least_iou=SEMIRES.iou, cover=SEMIRES.cover)
             guided = own.label, own.accept
-            if self.bare:
-                target, accept = guided
-        loss_u = (segmentation_loss(student.q[count_x:], target, accept) * share).mean()
-        loss_ug = (segmentation_loss(student.guided[count_x:], *guided) * share).mean() * (not self.bare)
+        loss_ug = (segmentation_loss(student.guided[count_x:], *guided) * share).mean()
         front = (accept * label_u).sum() / label_u.sum().clamp_min(1)
         return loss + weight * (loss_u + loss_ug), logs | {
             "loss_u": loss_u.item(), "loss_u_guided": loss_ug.item(), "accept_samples": float(take.mean()),
@@ -265,8 +257,7 @@ class L2L:
         """SESM on labels the segmenter has not seen; nothing flows back into what it fuses. `regions`: h's first."""
         sesm, q, guided = self.parts.network.sesm, teacher.q[: len(h.rows)], teacher.guided
         assert h.mask is not None and guided is not None
-        voice = MODEL if self.bare else BOTH
-        elevated = sesm.fuse(sesm.reliability(h.proposals, q), h.proposals, q, guided[: len(h.rows)], voice=voice)
+        elevated = sesm.fuse(sesm.reliability(h.proposals, q), h.proposals, q, guided[: len(h.rows)], voice=BOTH)
         y = h.mask > 0.5
         here, everywhere = h.proposals.present, torch.ones_like(h.proposals.present)
         loss_fused = segmentation_loss(elevated.fused, h.mask).mean()
@@ -330,7 +321,8 @@ class L2L:
         # Kept near where it started, in the reward's own units (each cell by its weight): the best policy is then
         # sigma(its first logit + expected reward / temperature). Of cells what earns nothing stays accepted; refusing
         # has to pay.
-        done = min(1.0, step / self.release)
+        run = self.parts.config
+        done = min(1.0, step / (run.sesm.release * run.train.steps))
         temperature = config.temperature * (1 - done) + config.temperature_end * done
         temperature = temperature * USUAL / len(self.folds[0])  # what few labels say weighs less
         apart = (weights(state.label) * divergence(cells, ACCEPT)).sum((1, 2)).mean()
