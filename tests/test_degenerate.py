@@ -92,6 +92,7 @@ def test_a_prior_found_useless_leaves_the_run_as_one_without(config: Config, pre
     without = config.replace("data", prior="")
     other, _ = steps(without, prepare(without))
     assert "goes on without it" in run.parts.events[0] and same(run, other)
+    assert isinstance(run.method, L2L) and float(run.method.extra.policy.telling) == 0
     assert useless.pool.present.all()
     batch = useless.pool.batch(torch.arange(3))
     with torch.no_grad():

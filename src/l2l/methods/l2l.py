@@ -73,6 +73,7 @@ class L2L:
             self.extra.policy.telling.zero_()
         self.bare = not parts.pool.present.any()
         if self.bare:
+            self.extra.policy.telling.zero_()
             for network in (parts.network, parts.teacher):
                 network.sesm.voice.fill_(MODEL)
         if parts.config.model.pretrained:
