@@ -97,9 +97,10 @@ def prior_on_labels(parts: Parts) -> tuple[Tensor, Tensor]:
 
 
 def misleading(parts: Parts) -> tuple[float, float] | None:
-    """Whether the prior points to what is meant no more often than to anything else in the picture. Then its mean IoU
-    with the known masks, and with those of other known referents of the same pictures, which is no less; else `None`,
-    also where fewer than `ENOUGH` referents share their picture with another, or where people chose them."""
+    """Whether the prior points to what is meant no more often than to anything else in the picture, even where it is
+    surest: a score that tells makes a prior useful that is mostly wrong. Then the mean IoU of the surest third of its
+    proposals with the known masks, and with those of other known referents of the same pictures, which is no less; else
+    `None`, also where fewer than `ENOUGH` referents share their picture with another, or where people chose them."""
     pool, rows = parts.pool, prior_rows(parts)
     if any(pool.samples[ref].chosen for ref in pool.ref_of[rows].unique().tolist()):
         return None
@@ -108,6 +109,9 @@ def misleading(parts: Parts) -> tuple[float, float] | None:
     rows, other = rows[both], other[both]
     if len(pool.ref_of[rows].unique()) < ENOUGH:
         return None
+    score = pool.score[rows]
+    sure = score >= score.quantile(2 / 3)  # all of them, where scores are blank
+    rows, other = rows[sure], other[sure]
     said = pool.soft[rows] > 127
     meant, else_ = (float(hard_iou(said, pool.masks[pool.ref_of[of]] > 127).mean()) for of in (rows, other))
     return (meant, else_) if meant <= else_ else None

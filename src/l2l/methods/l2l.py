@@ -113,8 +113,8 @@ class L2L:
         parts, config, guard = self.parts, self.parts.config, self.guard
         if step == 0 and self.useless is not None:
             meant, other = self.useless
-            parts.events.append(f"drift guard: the prior is useless (mean IoU with what is meant {meant:.2f}, with "
-                                f"another known object {other:.2f}): the run goes on without it")  # fmt: skip
+            parts.events.append(f"drift guard: the prior is useless (where it is surest, mean IoU with what is meant "
+                                f"{meant:.2f}, with another object {other:.2f}): it is left out")  # fmt: skip
         if step == 0 and self.bare:
             parts.events.append("no prior: there is nobody to weigh and nothing to choose by, "
                                 "so labels are made as semires makes them")  # fmt: skip
