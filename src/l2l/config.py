@@ -129,7 +129,7 @@ class SesmConfig:
     held_out: float = 0.1
     """Share of the labelled images that the segmenter does not see before `release` (at least about 8 referents, where
     that is no more than a third): SESM and the policy learn from them. Ablation: with 0 they learn from images that the
-    segmenter has been trained on."""
+    segmenter has been trained on. Without any prior nothing is held out."""
     use: bool = True
     """Ablation: without, the proposal is taken as it is, P where there is a prior and Q where there is none."""
     guidance: bool = True

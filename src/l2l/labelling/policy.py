@@ -116,7 +116,7 @@ class AcceptancePolicy(nn.Module):
         inner: hidden channels.
 
     `telling`, in [0, 1]: how far the prior's score tells right from wrong (the third power of `SESM.tells`; 0 where
-    there is no prior). Where it does not, nobody can say beforehand whether a label that departs from Q teaches or
+    too few masks are known to say). Where it does not, nobody can say beforehand whether a label that departs from Q teaches or
     misleads, and the choice starts by chance.
     """
 

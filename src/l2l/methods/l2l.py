@@ -5,6 +5,9 @@ so that the teacher knows no more of them than of the pool. From these labels SE
 policy learns which pixels to believe. (They must not take part as unlabelled pairs either: SESM comes to know them by
 heart, and would hand their truth to the segmenter.) From `sesm.release` on the segmenter gets them too, and SESM and
 the policy rest. Until then a drift guard watches the held-out labels (`labelling.guard`).
+
+Where no pair has a prior, or none that is worth hearing, there is nobody to weigh and nothing to choose by: then this
+method is `semires`.
 """
 
 from __future__ import annotations
