@@ -115,9 +115,9 @@ class AcceptancePolicy(nn.Module):
         words: channels D of the sentence vector.
         inner: hidden channels.
 
-    `telling`, in [0, 1]: how far the prior's score tells right from wrong (the third power of `SESM.tells`; 0 where
-    too few masks are known to say). Where it does not, nobody can say beforehand whether a label that departs from Q teaches or
-    misleads, and the choice starts by chance.
+    `telling`, in [0, 1]: how far the prior's score tells right from wrong (the third power of `SESM.tells`; 0 where too
+    few masks are known to say). Where it does not, nobody can say beforehand whether a label that departs from Q
+    teaches or misleads, and the choice starts by chance.
     """
 
     telling: Tensor
