@@ -101,8 +101,9 @@ def test_without_any_prior_q_is_all_there_is(config: Config) -> None:
     assert isinstance(run.method, L2L)
     assert run.method.extra.policy.telling == 0
     logs = train_step(run)
-    assert logs["loss_x_guided"] == logs["loss_u_guided"] == 0 < logs["loss_u"]  # M is a second Q, and would fight it
-    assert any(one.startswith("no prior: pairs are chosen by chance") for one in run.parts.events)
+    # M would be a second Q, and fight it
+    assert not {"loss_x_guided", "loss_u_guided"} & set(logs) and logs["loss_u"] > 0
+    assert any(one.startswith("no prior: ") for one in run.parts.events)
     batch = run.parts.pool.batch(torch.arange(4))
     answer = run.parts.answer(run.parts.teacher, batch.image, batch.tokens, batch.proposals)
     assert answer.proposal is not None and torch.allclose(answer.proposal, answer.q.float().clamp(-6, 6), atol=1e-5)
