@@ -73,11 +73,11 @@ def every_prior(prepared: Prepared, value: int) -> Prepared:
 @pytest.mark.parametrize("guard", [True, False])
 @pytest.mark.parametrize("value", [0, 255])
 def test_every_prior_is_empty_or_full(config: Config, prepared: Prepared, value: int, guard: bool) -> None:
-    deaf = guard  # the guard does not listen to a prior that says of what is meant what it says of all else
+    """The guard does not listen to a prior that says of what is meant what it says of all else."""
     run, logs = steps(config.replace("rple", guard=guard), every_prior(prepared, value))
-    assert isinstance(run.method, L2L) and all(("iom" in one) == deaf == ("loss_fused" not in one) for one in logs)
-    assert (run.method.useless is not None) == run.method.bare == deaf
-    if not deaf:
+    assert isinstance(run.method, L2L) and all(("iom" in one) == guard == ("loss_fused" not in one) for one in logs)
+    assert (run.method.useless is not None) == run.method.bare == guard
+    if not guard:
         found = [one["held_out_prior"] for one in logs]
         assert found == [0, 0] if value == 0 else all(0 < one < 0.6 for one in found)  # its share of the picture
     assert run.parts.network.sesm.line.isfinite().all()

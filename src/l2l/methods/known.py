@@ -113,8 +113,8 @@ def misleading(parts: Parts) -> tuple[float, float] | None:
     sure = score >= score.quantile(2 / 3)  # all of them, where scores are blank
     rows, other = rows[sure], other[sure]
     said = pool.soft[rows] > 127
-    meant, else_ = (float(hard_iou(said, pool.masks[pool.ref_of[of]] > 127).mean()) for of in (rows, other))
-    return (meant, else_) if meant <= else_ else None
+    meant, instead = (float(hard_iou(said, pool.masks[pool.ref_of[of]] > 127).mean()) for of in (rows, other))
+    return (meant, instead) if meant <= instead else None
 
 
 def unprompted(parts: Parts) -> Parts:

@@ -13,7 +13,7 @@ method is `semires`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -67,16 +67,15 @@ class L2L:
         count = len(parts.labelled_refs)
         self.extra = make_rple(parts.config, honest=len(self.folds) > 1, refs=len(self.folds[0]), labels=count)
         self.known = len(parts.pool.ref_of[prior_rows(given)].unique())
-        few = self.known < ENOUGH and self.guard is not None
-        if parts.config.sesm.calibrate and not few:
+        self.few = self.known < ENOUGH and self.guard is not None
+        if parts.config.sesm.calibrate and not self.few:
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*prior_on_labels(given))
             self.extra.policy.telling.fill_(float(parts.network.sesm.tells) ** 3)
-        elif few:  # choosing by a score of which nobody knows what it tells cost five points
-            self.extra.policy.telling.zero_()
         self.bare = not parts.pool.present.any()
-        if self.bare:
+        if self.few or self.bare:  # choosing by a score of which nobody knows what it tells cost five points
             self.extra.policy.telling.zero_()
+        if self.bare:
             for network in (parts.network, parts.teacher):
                 network.sesm.voice.fill_(MODEL)
         if parts.config.model.pretrained:
@@ -114,23 +113,8 @@ class L2L:
 
     def step(self, step: int) -> tuple[Tensor, dict[str, float]]:
         parts, config, guard = self.parts, self.parts.config, self.guard
-        if step == 0 and self.useless is not None:
-            meant, other = self.useless
-            parts.events.append(f"drift guard: the prior is useless (where it is surest, mean IoU with what is meant "
-                                f"{meant:.2f}, with another object {other:.2f}): it is left out")  # fmt: skip
-        if step == 0 and self.bare:
-            parts.events.append("no prior: there is nobody to weigh and nothing to choose by, "
-                                "so labels are made as semires makes them")  # fmt: skip
-        elif step == 0 and self.known < ENOUGH and guard is not None:
-            parts.events.append(f"prior's score: what it tells, {self.known} known masks cannot say ({ENOUGH} can), so "
-                                "pairs are chosen by chance")  # fmt: skip
-        elif step == 0 and (tells := float(parts.network.sesm.tells)) < 1:
-            parts.events.append(f"prior's score: it tells {tells:.0%} of what it should of which priors are right; "
-                                "the less, the more they are heard, and the choice is left to chance")  # fmt: skip
-        far = parts.network.sesm.drawing["draw"].item() / DRAWN[1]
-        if step == 0 and self.regions is not None and not self.bare and far < 1:
-            parts.events.append(f"regions: by the known masks they are objects to {far:.0%}, pieces of them else; "
-                                "labels of the unguided answer are drawn to them so far")  # fmt: skip
+        if step == 0:
+            parts.events.extend(self._found())
         if step == 0 and guard is not None and not guard.honest:
             known = prior_on_labels(parts)[1]
             prior = float(known.mean()) if len(known) else math.nan
@@ -223,6 +207,27 @@ class L2L:
             **dict(zip(("weight_prior", "weight_model", "weight_guided", "weight_bias"),
                        elevated.weights[count_h:].mean(0).tolist(), strict=True)),
         }  # fmt: skip
+
+    def _found(self) -> Iterator[str]:
+        """What the known labels have said before the first step, in words, where it is not as usual."""
+        sesm = self.parts.network.sesm
+        if self.useless is not None:
+            meant, other = self.useless
+            yield (f"drift guard: the prior is useless (where it is surest, mean IoU with what is meant {meant:.2f}, "
+                   f"with another object {other:.2f}): it is left out")  # fmt: skip
+        if self.bare:
+            yield ("no prior: there is nobody to weigh and nothing to choose by, so labels are made as semires makes "
+                   "them")  # fmt: skip
+            return
+        if self.few:
+            yield (f"prior's score: what it tells, {self.known} known masks cannot say ({ENOUGH} can), so pairs are "
+                   "chosen by chance")  # fmt: skip
+        elif (tells := float(sesm.tells)) < 1:
+            yield (f"prior's score: it tells {tells:.0%} of what it should of which priors are right; the less, the "
+                   "more they are heard, and the choice is left to chance")  # fmt: skip
+        if self.regions is not None and (far := sesm.drawing["draw"].item() / DRAWN[1]) < 1:
+            yield (f"regions: by the known masks they are objects to {far:.0%}, pieces of them else; labels of the "
+                   "unguided answer are drawn to them so far")  # fmt: skip
 
     def _ask_guard(self, guard: DriftGuard, evidence: Evidence) -> None:
         """Show the guard what the step has shown, and do as it says."""

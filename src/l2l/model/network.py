@@ -60,8 +60,9 @@ class Network(nn.Module):
         lent = encoded.eased(self.guided_share)
         heard = self.sesm.listen(lent, proposals, q)
         guided = self.guide(lent, heard)
-        elevated = self.sesm.fuse(heard.rho, proposals, q, guided)
-        last = self.sesm.fuses or int(self.sesm.voice) == MODEL  # who is not listened to does not answer either
+        voice = int(self.sesm.voice)
+        elevated = self.sesm.fuse(heard.rho, proposals, q, guided, voice=voice)
+        last = self.sesm.fuses or voice == MODEL  # who is not listened to does not answer either
         return Answer(encoded, q, features, elevated, guided, elevated.fused, last)
 
     def guide(self, encoded: Encoded, heard: Heard) -> Tensor:
