@@ -217,6 +217,14 @@ def plain_entropy(p: np.ndarray) -> np.ndarray:
     return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
 
 
+def plain_gain(label: np.ndarray, truth: np.ndarray, model: np.ndarray) -> np.ndarray:
+    """What the label adds to the intersection, less the model's IoU for each cell it adds to the union."""
+    p, y, q = (one.astype(float) for one in (label, truth, model))
+    union_p, union_q = p + y - p * y, q + y - q * y
+    known = ((q * y).sum((1, 2), keepdims=True) + 1) / (union_q.sum((1, 2), keepdims=True) + 1)
+    return (p * y - q * y - known * (union_p - union_q)) / (union_p.sum((1, 2), keepdims=True) + 1)
+
+
 def every(rule: Callable[..., np.ndarray], *parts: np.ndarray) -> np.ndarray:
     """A rule for one sample, over a batch."""
     return np.stack([rule(*one) for one in zip(*parts, strict=True)])
@@ -232,11 +240,11 @@ def test_rewards(kind: torch.dtype) -> None:
     counted = every(plain_weights, hard, truth)
     near(weights(cut, y), counted, kind)
     near(truth_reward(p, y), counted * (1 - 4 * (truth - label) ** 2), kind)
-    near(gain_reward(p, y, q), counted * 4 * ((model - truth) ** 2 - (label - truth) ** 2), kind)
+    near(gain_reward(p, y, q), plain_gain(label, truth, model), kind)
     alone = every(plain_weights, hard)
     agree = rho[:, None, None] * (1 - 2 * np.abs(prior - model)) - plain_entropy(label)
     near(agreement_reward(cut, soft, q, p, rounded(rho, kind)), alone * agree, kind)
-    near(expected_gain(cut, p, q), (alone * 4 * (model - label) ** 2).sum((1, 2)), kind)
+    near(expected_gain(p, q), plain_gain(label, label, model).sum((1, 2)), kind)
 
 
 @FORMATS
@@ -262,7 +270,7 @@ def test_rewards_of_degenerate_masks(said: str, true: str) -> None:
     counted = every(plain_weights, label, truth)
     near(weights(cut, y), counted)
     near(truth_reward(cut, y), counted * np.where(label == truth, 1, -3))
-    near(gain_reward(cut, y, 1 - cut.float()), counted * np.where(label == truth, 4, -4))
+    near(gain_reward(cut, y, 1 - cut.float()), plain_gain(label, truth, ~label))
     f = torch.ones(1, 2, 6, 6)
     direction = held_out_direction(torch.zeros(1, 6, 6), f, y)
     by_hand = {"empty": 0.5, "full": -0.5, "one": 0.0}[true]  # sum of share x (1/2 - y)

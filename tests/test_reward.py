@@ -180,12 +180,34 @@ def test_agreement_is_what_it_says() -> None:
     assert worth(sure, sure, half, 0.8) == pytest.approx(-0.2, abs=1e-4)  # a label at 0.5 costs one bit
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.booleans())
-def test_a_gain_is_what_the_model_does_not_know(label: float, model: float, truth: bool) -> None:
-    y, known = torch.tensor([[[truth]]]), torch.tensor([[[model]]])
-    gain = float(gain_reward(torch.tensor([[[label]]]), y, known))
-    assert gain == pytest.approx(4 * ((model - truth) ** 2 - (label - truth) ** 2), abs=1e-5)
-    assert float(gain_reward(known, y, known)) == 0  # nothing new, nothing gained
+@given(st.integers(0, 10_000), st.floats(0, 1), st.booleans())
+def test_a_gain_is_the_iou_that_the_model_does_not_have(seed: int, share: float, hard: bool) -> None:
+    """Over the cells of a sample it sums to the soft IoU of the label less that of the model, one cell added."""
+    rng = torch.Generator().manual_seed(seed)
+    label, known, truth = torch.rand(3, 2, 5, 6, generator=rng)
+    y = truth < share
+    if hard:
+        label, known = (label > 0.5).float(), (known > 0.5).float()
+
+    def iou(p: torch.Tensor) -> torch.Tensor:
+        both = (p * y).sum((1, 2))
+        return (both + 1) / ((p + y.float()).sum((1, 2)) - both + 1)
+
+    gain = gain_reward(label, y, known)
+    assert torch.allclose(gain.sum((1, 2)), iou(label) - iou(known), atol=1e-5)
+    assert gain_reward(known, y, known).eq(0).all()  # nothing new, nothing gained
+
+
+@pytest.mark.parametrize("right, pays", [(10, False), (30, True), (50, True)])
+def test_of_a_poor_answer_cells_pay_that_are_wrong_more_often_than_right(right: int, pays: bool) -> None:
+    """The model meets 50 cells of 150, and 50 more: IoU 1/4. So what is added pays if one cell of five is right."""
+    y, known = torch.zeros(2, 300)
+    y[:150], known[100:200] = 1, 1
+    label = known.clone()
+    label[:right] = 1
+    label[200 : 300 - right] = 1  # of a hundred, or fewer, that are added
+    gain = gain_reward(label.view(1, 10, 30), y.view(1, 10, 30) > 0, known.view(1, 10, 30))
+    assert (float(gain.sum()) > 0) == pays
 
 
 def test_a_threshold_refuses_what_has_most_to_teach() -> None:

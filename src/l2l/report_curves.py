@@ -23,8 +23,8 @@ YARDSTICKS = {
     "rho": "mean ρ, expected IoU of the prior",
     "accuracy_all": "accuracy of all cells",
     "accuracy_selected": "accuracy of the selected region",
-    "gain_all": "gain of P̃† over Q, all samples",
-    "gain_selected": "gain of P̃† over Q, what is selected",
+    "gain_all": "IoU that P̃† has over Q, all samples",
+    "gain_selected": "IoU that P̃† has over Q, what is selected",
     "coverage": "coverage, all cells",
     "coverage_front": "coverage, foreground",
     "coverage_samples": "coverage, samples",
@@ -127,7 +127,7 @@ def temporal(
         lines = [
             _line(probes, "gain_selected", "selected", "green"), _line(probes, "gain_all", "all", "grey", "--"),
         ]  # fmt: skip
-        title = r"What a pseudo-label teaches: gain of $\tilde{P}^{\dagger}$ over $Q$"
+        title = r"What a pseudo-label teaches: IoU that $\tilde{P}^{\dagger}$ has over $Q$"
         plots.append(_plot(lines, title, last=last, marks=marks, events=steps, percent=False, smooth=False))
     absent = set() if prior else {"iou_proposal", "iou_guided", "rho"}
     absent |= set() if policy else {"iou_fused", "rho"}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2l.labelling.reward import boundary, weights
+from l2l.labelling.reward import boundary, gain_reward
 from l2l.labelling.sesm import soft_iou, to_logit
 from l2l.model.network import Answer
 from l2l.proposals.proposal import Proposals
@@ -49,7 +49,7 @@ class State:
 
 ACCEPT = 3.0  # logit of acceptance where nothing has been learned: 0.95
 SLOPE = 3.0  # of a sample's first logit in the log of what it is expected to teach
-DOUBT = 2.0  # power of the expected IoU in that: a label that is wrong costs
+DOUBT = 1.0  # power of the expected IoU in that: a label that is wrong costs
 PACE = 4.0  # in front of what is learned: a run is a few hundred of Adam's steps, each of a fixed small size
 MAPS = 7
 FACTS = 11
@@ -65,14 +65,14 @@ def edges(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.adaptive_max_pool2d(both, size)[:, 0].clamp(0, 1)
 
 
-def expected_gain(label: Tensor, proposal: Tensor, model: Tensor) -> Tensor:
+def expected_gain(proposal: Tensor, model: Tensor) -> Tensor:
     """What `reward.gain_reward` would be on average if the proposal were calibrated, that is, if the truth were drawn
-    from it: 4 (q - p)^2, weighted and summed over the sample, (B,). So nothing unsure is refused for being unsure.
+    from it, summed over the sample: (B,). So nothing unsure is refused for being unsure.
 
     Args:
-        label: bool (B, h, w), the proposal cut at 0.5. proposal, model: p and q, in [0, 1], (B, h, w).
+        proposal, model: p and q, in [0, 1], (B, h, w).
     """
-    return (weights(label) * 4 * (model - proposal) ** 2).sum((1, 2))
+    return gain_reward(proposal, proposal, model).sum((1, 2))
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def observe(answer: Answer, proposals: Proposals, image: Tensor) -> State:
     inside = [(one * label).sum((1, 2)) / size for one in (fused, model, other)]
     agree = [soft_iou(fused, model), soft_iou(model, other), soft_iou(soft, model) * here[:, 0, 0]]
     told = [one.float().clamp(-4, 4) / 2 for one in (elevated.score, elevated.rho, elevated.kappa)]
-    gain = expected_gain(label, fused, model).clamp_min(1e-4).log()
+    gain = expected_gain(fused, model).clamp_min(1e-3).log()
     facts = torch.stack([*told, elevated.weights[:, 0].float(), *inside, *agree, gain], dim=1)  # (B, FACTS)
     return State(maps, facts, answer.encoded.sentence.float(), label)
 
@@ -115,9 +115,8 @@ class AcceptancePolicy(nn.Module):
         words: channels D of the sentence vector.
         inner: hidden channels.
 
-    `telling`, in [0, 1]: how far the prior's score tells right from wrong (the third power of `SESM.tells`; 0 where too
-    few masks are known to say). Where it does not, nobody can say beforehand whether a label that departs from Q
-    teaches or misleads, and the choice starts by chance.
+    `telling`: 1, or 0 where nobody can say beforehand what a label would teach, for too few masks are known to check
+    the scores by, or there is no prior; then the choice starts by chance.
     """
 
     telling: Tensor

@@ -52,18 +52,23 @@ def truth_reward(label: Tensor, truth: Tensor, *, wrong: float = 3.0) -> Tensor:
 
 
 def gain_reward(label: Tensor, truth: Tensor, model: Tensor) -> Tensor:
-    """On held-out labels: how much nearer to the truth the label is than what the model believes already, weighted:
-    4 x ((q - y)^2 - (label - y)^2).
+    """On held-out labels: how much IoU the label has gained over what the model believes already, cell by cell.
+
+    With J = I_q / U_q the soft IoU of the model, (label - q) (y - J (1 - y)) / U_label sums over a sample to just the
+    soft IoU of the label less J, for IoU_p - J = (I_p - I_q - J (U_p - U_q)) / U_p. One cell is added to each I and U,
+    so that nothing is divided by none and an empty truth counts.
 
     A cell whose label says what the model says earns nothing, however right it is: there is nothing to learn from it.
-    What a confidence threshold refuses first, where label and model disagree, is where there is something to win, and
-    this says on which side: accepting pays where the label is the better of the two on average.
+    Where they differ, a cell of the object pays as soon as it is right more often than J / (1 + J): half of the time
+    only where all else is right already.
 
     Args:
         label: the pseudo-label, bool or in [0, 1], (B, h, w). truth: bool (B, h, w). model: Q in [0, 1], (B, h, w).
     """
-    y = truth.float()
-    return weights(label > 0.5, truth) * 4 * ((model - y) ** 2 - (label.float() - y) ** 2)
+    p, y, q = label.float(), truth.float(), model.float()
+    union = (p + y - p * y).sum((1, 2), keepdim=True) + 1
+    known = ((q * y).sum((1, 2), keepdim=True) + 1) / ((q + y - q * y).sum((1, 2), keepdim=True) + 1)
+    return (p - q) * (y - known * (1 - y)) / union
 
 
 def agreement_reward(label: Tensor, proposal: Tensor, model: Tensor, fused: Tensor, rho: Tensor) -> Tensor:

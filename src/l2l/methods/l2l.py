@@ -71,7 +71,6 @@ class L2L:
         if parts.config.sesm.calibrate and not self.few:
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*prior_on_labels(given))
-            self.extra.policy.telling.fill_(float(parts.network.sesm.tells) ** 3)
         self.bare = not parts.pool.present.any()
         if self.few or self.bare:  # choosing by a score of which nobody knows what it tells cost five points
             self.extra.policy.telling.zero_()
@@ -224,7 +223,7 @@ class L2L:
                    "chosen by chance")  # fmt: skip
         elif (tells := float(sesm.tells)) < 1:
             yield (f"prior's score: it tells {tells:.0%} of what it should of which priors are right; the less, the "
-                   "more they are heard, and the choice is left to chance")  # fmt: skip
+                   "more they are heard")  # fmt: skip
         if self.regions is not None and (far := sesm.drawing["draw"].item() / DRAWN[1]) < 1:
             yield (f"regions: by the known masks they are objects to {far:.0%}, pieces of them else; labels of the "
                    "unguided answer are drawn to them so far")  # fmt: skip
