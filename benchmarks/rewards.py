@@ -173,9 +173,10 @@ def teach(args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def start(args: argparse.Namespace) -> None:
-    """Of what each start chooses: the label's IoU, and what it has over Q."""
+    """Of what each start chooses: the label's IoU, what it has over Q, and how well the start foretells that."""
     for path in args.files:
         rows: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        said, true = defaultdict[str, list[Tensor]](list), list[Tensor]()
         for seen in torch.load(path)["pool"]:
             state = state_of(seen)
             score = F.logsigmoid(2 * state.facts[:, 0])
@@ -192,6 +193,11 @@ def start(args: argparse.Namespace) -> None:
                 weight = chosen(logits)
                 rows[name]["label, chosen"].append(float((weight * label).sum()))
                 rows[name]["over Q, chosen"].append(float((weight * (label - model)).sum()))
+                said[name].append(logits)
+            true.append(label - model)
+        for name, logits in said.items():
+            both = torch.stack([torch.cat(logits), torch.cat(true)])
+            rows[name]["correlation with that"] = [float(torch.corrcoef(both)[0, 1])]
         print(f"\n{path.stem}")
         table(rows)
 
