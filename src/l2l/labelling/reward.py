@@ -63,7 +63,8 @@ def gain_reward(label: Tensor, truth: Tensor, model: Tensor) -> Tensor:
     only where all else is right already.
 
     Args:
-        label: the pseudo-label, bool or in [0, 1], (B, h, w). truth: bool (B, h, w). model: Q in [0, 1], (B, h, w).
+        label: the pseudo-label, bool or in [0, 1], (B, h, w). model: Q in [0, 1], (B, h, w).
+        truth: bool, or its chance in [0, 1], (B, h, w).
     """
     p, y, q = label.float(), truth.float(), model.float()
     union = (p + y - p * y).sum((1, 2), keepdim=True) + 1
