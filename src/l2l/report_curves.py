@@ -200,9 +200,9 @@ def _plot(
     there = [line for line in lines if line is not None]
     factor = 100 if percent else 1
     ends = [(line.name, factor * line.points[0][1], factor * line.points[-1][1]) for line in there]
-    told = "; ".join(f"{name} from {first:.3g} to {end:.3g}" for name, first, end in ends)
+    told = f"{title} over steps: " + "; ".join(f"{name} from {first:.3g} to {end:.3g}" for name, first, end in ends)
     plain = told.translate(str.maketrans("", "", "$\\{}^")).replace("dagger", "†").replace("tildeP", "P̃")
     if events:
         plain += f"; a line at step {', '.join(f'{step:.0f}' for step in events)}"
-    return curves(there, title=title, alt=f"{title} over steps: {plain}", last=last, marks=marks, events=events,
+    return curves(there, title=title, alt=plain, last=last, marks=marks, events=events,
                   percent=percent, smooth=not percent if smooth is None else smooth, small=small)  # fmt: skip
