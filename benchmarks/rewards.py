@@ -124,7 +124,7 @@ def taught(kept: dict[str, Any], reward: Reward, *, seed: int = 0) -> Rple:
 
 
 def chosen(logits: Tensor) -> Tensor:
-    """How often each sample is among the half that is chosen, less what makes it a mean: (B,)."""
+    """Weights (B,) that sum to 1: how often each sample is among the half that is chosen."""
     rng, often = torch.Generator().manual_seed(0), torch.zeros_like(logits)
     half = len(logits) // 2
     for _ in range(DRAWS):
@@ -185,8 +185,9 @@ def start(args: argparse.Namespace) -> None:
             label, model = ious(seen, state)
             starts = {
                 "chance": 0 * score, "Brier gain x score^2": 3 * (brier + 2 * score), "score": SLOPE * score,
-                "IoU gain": SLOPE * gain, "IoU gain x score, half": SLOPE / 2 * (gain + score),
-                "IoU gain x score^2": SLOPE * (gain + 2 * score), "as it is": SLOPE * (gain + DOUBT * score),
+                "IoU gain": SLOPE * gain, "IoU gain x score^2": SLOPE * (gain + 2 * score),
+                "as it is": SLOPE * (gain + DOUBT * score),
+                "as it is, half as sharp": SLOPE / 2 * (gain + DOUBT * score),
                 "truth: what it has over Q": 1e3 * (label - model),
             }  # fmt: skip
             for name, logits in starts.items():

@@ -324,7 +324,7 @@ def test_the_policy_starts_by_accepting_cells_and_by_what_samples_are_expected_t
     assert cells.eq(ACCEPT).all() and torch.equal(samples.argsort(), worth.argsort())
 
 
-def test_the_choice_starts_by_chance_where_the_score_tells_nothing() -> None:
+def test_the_choice_starts_by_chance_where_nobody_can_say_what_a_label_teaches() -> None:
     policy, state = AcceptancePolicy(words=6).eval(), state_of(6)
     policy.telling.fill_(0)
     assert policy(state)[1].eq(0).all()
