@@ -12,10 +12,22 @@ from tiny import make_world, small_config
 
 from l2l.config import Config
 from l2l.errors import InputError
-from l2l.methods.known import ENOUGH, FEWEST, drawn_refs, held_by_regions, make_folds, prior_on_labels, prior_rows
+from l2l.evaluate import prepare_split, prior_answers, score_pairs
+from l2l.labelling.sesm import came_out
+from l2l.methods.known import (
+    ENOUGH,
+    FEWEST,
+    drawn_refs,
+    finer,
+    held_by_regions,
+    make_folds,
+    prior_on_labels,
+    prior_rows,
+)
 from l2l.methods.l2l import L2L
 from l2l.methods.semires import Mended
 from l2l.training.loop import METRICS, NonFiniteLoss, Run, _cut_metrics, schedule, train, train_step
+from l2l.training.pool import shrink_mask
 from l2l.training.prepare import prepare
 
 
@@ -154,6 +166,27 @@ def test_regions_that_are_no_objects_are_said_and_not_drawn_to(config: Config) -
     run.parts.events.clear()
     train_step(run)
     assert [one for one in run.parts.events if one.startswith("regions: by the known masks they are objects to 0%")]
+
+
+def test_scores_are_of_masks_in_pictures_not_in_cells(config: Config) -> None:
+    """The factor between the two is measured with the prior for an answer, as `evaluate` measures the prior alone."""
+    prepared = prepare(config)
+    run = Run.start(config, prepared)
+    known = [prepared.pool.samples[ref] for ref in run.parts.labelled_refs.tolist()]
+    pool, bank = prepare_split(known, config, prepared.vocabulary, config.data.prior)
+    assert bank is not None
+    results = list(prior_answers(pool))
+    logits, refs = torch.cat([one[1] for one in results]), torch.cat([pool.ref_of[one[0]] for one in results])
+    masks = torch.stack([shrink_mask(sample.mask(), (16, 16)) for sample in known])[refs].float() / 255
+    wide = sum(one.iou for one in score_pairs(pool, results))
+    more = finer(run.parts)
+    assert more == pytest.approx(wide / float(came_out(logits, masks).sum()), rel=1e-4) and 1.02 < more < 1.3
+    for network in (run.parts.network, run.parts.teacher):
+        assert float(network.sesm.finer) == pytest.approx(more)
+        told = network.sesm.promised(torch.tensor([-1.0, 0.0, 9.0]))
+        assert told.tolist() == pytest.approx([0.26894 * more, 0.5 * more, 1.0], rel=1e-3)
+    bare = config.replace("data", prior="")
+    assert float(Run.start(bare, prepare(bare)).parts.teacher.sesm.finer) == 1
 
 
 def test_the_prior_is_on_held_out_images_much_as_on_all(config: Config) -> None:

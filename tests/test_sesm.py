@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from l2l.labelling.sesm import (
+    AHEAD,
     BOTH,
+    FEW,
     HEARD,
     MODEL,
     PACE,
@@ -308,3 +310,24 @@ def test_what_labels_say_of_the_prior_is_kept_with_the_weights() -> None:
     other.load_state_dict(sesm.state_dict())
     assert torch.equal(other.reliability(given_, noise()).sigmoid(), after)
     assert torch.equal(other.tells, sesm.tells) and float(sesm.tells) == 0
+
+
+def test_scores_settle_towards_the_end_of_other_runs_the_fewer_labels_taught_them() -> None:
+    """Half of what `FEW` referents taught stays, all of what very many did, nothing of what nobody did; without a prior
+    less what every run learns too high on its way. Nothing else moves."""
+    for taught, kept in ((0.0, 0.0), (FEW, 0.5), (1e9, 1.0)):
+        sesm = stirred()
+        sesm.taught.fill_(taught)
+        sesm.ahead.fill_(0.6)
+        before = {name: value.clone() for name, value in sesm.state_dict().items()}
+        sesm.settle()
+        after = sesm.state_dict()
+        assert torch.allclose(after["expect.moved"], kept * before["expect.moved"])
+        usual = torch.tensor([0.0, 0.6 * AHEAD / PACE])
+        assert torch.allclose(after["alone.moved"], kept * (before["alone.moved"] - usual))
+        for name in before.keys() - {"expect.moved", "alone.moved"}:
+            assert torch.equal(after[name], before[name])
+    q, answer = noise(), elevate(sesm, proposals(), noise(), noise(1))
+    low, same = sesm.unprompted(q), stirred()
+    assert torch.allclose(same.unprompted(q) - low, torch.tensor(0.6 * AHEAD), atol=1e-5)
+    assert torch.equal(answer.answer, elevate(same, proposals(), noise(), noise(1)).answer)

@@ -121,6 +121,7 @@ def test_a_run_of_single_sentences_is_the_same_either_way(config: Config, tmp_pa
     alone = dataclasses.replace(
         pool, pairs_of=tuple((row,) for row in range(len(pool))), ref_of=torch.arange(len(pool)),
         labelled=pool.labelled[pool.ref_of], masks=pool.masks[pool.ref_of],
+        samples=tuple(pool.samples[ref] for ref in pool.ref_of.tolist()),
     )  # fmt: skip
     prepared = dataclasses.replace(prepared, pool=alone)
     losses = [train_step(Run.start(config.replace("sesm", together=one), prepared))["loss"] for one in (True, False)]

@@ -181,7 +181,7 @@ def answers_and_rho(
         else:
             logits, reliability = answer.q, answer.elevated.kappa
         assert logits is not None
-        yield rows, logits.cpu(), reliability.sigmoid().cpu(), answer.elevated.rho.sigmoid().cpu()
+        yield rows, logits.cpu(), network.sesm.promised(reliability).cpu(), answer.elevated.rho.sigmoid().cpu()
         if progress:
             progress(int(rows[-1]) + 1, len(pool))
 

@@ -202,7 +202,7 @@ def answer_batch(
     assert elevated is not None and answer.guided is not None
     logits, reliability = (answer.best, elevated.score) if prior else (answer.q, elevated.kappa)
     own = slice(len(rows))
-    score = reliability[own].float().sigmoid().cpu()
+    score = network.sesm.promised(reliability[own]).cpu()
     if rple is None:
         return Labelled(logits[own].cpu(), score, None, None)
     cells, samples = rple.decide(observe(answer, x.proposals, x.image))

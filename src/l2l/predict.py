@@ -205,7 +205,7 @@ class Predictor:
                         logits, reliability = answer.best[place], answer.elevated.score[place]
                     which, logits = int(of[row]), logits.cpu()
                     mask = self._pictures[which].mask(logits) if self._pictures else upsample(logits, sizes[which])
-                    score = min(1.0, float(reliability.float().sigmoid()) * self.gains[known[row]])
+                    score = min(1.0, float(self.network.sesm.promised(reliability)) * self.gains[known[row]])
                     found.append(Prediction(mask, score, tight_box(mask)))
         return found
 

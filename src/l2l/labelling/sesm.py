@@ -74,6 +74,14 @@ def hard_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(union > 0, (a & b).sum((1, 2)) / union.clamp_min(1), 1.0)
 
 
+def came_out(logits: Tensor, mask: Tensor) -> Tensor:
+    """IoU (B,) of answers, logits (B, h, w), with masks (B, h, w), the foreground share of each cell: less than it will
+    be at the picture's own resolution (see `SESM.finer`); 1 where both are empty."""
+    answer = logits > 0
+    nothing = ~answer.any((1, 2)) & (mask == 0).all((1, 2))
+    return torch.where(nothing, 1.0, soft_iou(answer.float(), mask))
+
+
 def entropy(p: Tensor) -> Tensor:
     """Entropy of Bernoulli probabilities, in bits: 0 when sure, 1 at 0.5."""
     p = p.float().clamp(1e-6, 1 - 1e-6)
@@ -116,6 +124,8 @@ OWN = 0.05  # ... of the fused proposal itself
 DRAWN = (0.65, 2.0)  # keep, draw where regions are objects (see `proposals.regions.drawn`)
 PIECES, OBJECTS = 0.5, 0.7  # IoU of the best region with a mask: up to here regions are pieces, from here on objects
 HEARD = 1.1  # what is added to the prior's weight where its score says nothing at all
+FEW = 16.0  # held-out referents that move a score half as far as they would
+AHEAD = 0.8  # log odds by which a score without a prior is learned too high on the way, times what is ahead of the run
 PACE = 10.0  # weights are kept a tenth as large as they are used: a run is a few hundred of Adam's steps of fixed size
 
 
@@ -199,6 +209,9 @@ class SESM(nn.Module):
     voice: Tensor
     line: Tensor
     tells: Tensor
+    finer: Tensor
+    taught: Tensor
+    ahead: Tensor
 
     def __init__(self, *, width: int, fuses: bool = True, guides: bool = True, weighs: bool = True):
         super().__init__()
@@ -206,6 +219,9 @@ class SESM(nn.Module):
         self.register_buffer("voice", torch.tensor(BOTH))
         self.register_buffer("line", torch.tensor([1.0, 0.0]))  # rho in the log odds of the prior's own score
         self.register_buffer("tells", torch.tensor(1.0))  # in [0, 1]: how far that score tells right from wrong
+        self.register_buffer("finer", torch.tensor(1.0))  # IoU in pictures over IoU in cells, see `promised`
+        self.register_buffer("taught", torch.tensor(0.0))  # held-out referents that teach it
+        self.register_buffer("ahead", torch.tensor(0.0))  # share of the run that comes after they are released
         self.trust = Judge(0.0)  # what Q's agreement adds to rho
         # what such facts foretold on the pools of other worlds, with 1 % and 5 % of the labels alike (docs/LOG.md)
         self.own = Judge(1.2, 0.8, 0.55, -0.7)  # kappa beside a prior
@@ -320,6 +336,29 @@ class SESM(nn.Module):
     def unprompted(self, q: Tensor) -> Tensor:
         """kappa where no prior is at hand, logits (B,), of the model's own prediction, logits (B, h, w)."""
         return self.alone(fill(q.detach().float().clamp(-6, 6).sigmoid())[:, None])
+
+    def promised(self, score: Tensor) -> Tensor:
+        """The expected IoU of an answer as people are told it, in [0, 1]: at the picture's own resolution, where an
+        outline runs through cells. What is learned is the IoU in cells (`came_out`), lower by a factor that good and
+        bad answers share; known masks say which, with the prior for an answer (`methods.known.finer`).
+
+        Args:
+            score: logits, any shape.
+        """
+        return (score.float().sigmoid() * self.finer).clamp_max(1)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Make of scores learned on the way scores of the end, in place: for those who ask a run, not for its training.
+
+        Judges start where the end of other runs was, and held-out labels have moved them at a time when the segmenter
+        was less sure of itself: without a prior that alone is `AHEAD` by a run's whole length. What is left of such a
+        move counts as far as it rests on many referents.
+        """
+        counts = self.taught / (self.taught + FEW)
+        for judge, usual in ((self.expect, 0.0), (self.alone, AHEAD * self.ahead)):
+            judge.moved[-1] -= usual / PACE
+            judge.moved.mul_(counts)
 
     def ridge(self) -> Tensor:
         """How far the judges have moved from where they started, squared."""

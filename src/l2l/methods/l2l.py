@@ -34,9 +34,10 @@ from l2l.labelling.reward import (
     weights,
 )
 from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
-from l2l.labelling.sesm import BOTH, DRAWN, MODEL, hard_iou, soft_iou
+from l2l.labelling.sesm import BOTH, DRAWN, MODEL, came_out, hard_iou
 from l2l.methods.known import (
     ENOUGH,
+    finer,
     held_by_regions,
     make_folds,
     misleading,
@@ -72,6 +73,12 @@ class L2L:
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*prior_on_labels(given))
         self.bare = not parts.pool.present.any()
+        more = finer(parts)
+        for network in (parts.network, parts.teacher):
+            network.sesm.finer.fill_(more)
+            if not self.bare and (self.guard is None or self.guard.honest):
+                network.sesm.taught.fill_(len(self.folds[0]))
+                network.sesm.ahead.fill_(1 - parts.config.sesm.release)
         if self.few or self.bare:  # choosing by a score of which nobody knows what it tells cost five points
             self.extra.policy.telling.zero_()
         if self.bare:
@@ -336,14 +343,6 @@ class L2L:
         apart = (weights(state.label) * divergence(cells, ACCEPT)).sum((1, 2)).mean()
         apart = apart + divergence(samples, self.extra.policy.start(state)).mean()
         return loss + temperature * apart, logs | {"policy_divergence": apart.item() / 2}
-
-
-def came_out(logits: Tensor, mask: Tensor) -> Tensor:
-    """IoU (B,) of answers (B, h, w) with masks (B, h, w), the foreground share of each cell: nearly what it will be at
-    the picture's own resolution, where a cell at an outline is never wholly right; 1 where both are empty."""
-    answer = logits > 0
-    nothing = ~answer.any((1, 2)) & (mask == 0).all((1, 2))
-    return torch.where(nothing, 1.0, soft_iou(answer.float(), mask))
 
 
 def make_rple(config: Config, *, honest: bool = True, refs: int = 0, labels: int = 0) -> Rple:

@@ -47,7 +47,7 @@ class Guided(nn.Module):
         here = present[:, None, None]
         probability = torch.where(here, answer.best.float().sigmoid(), answer.q.float().sigmoid())
         alone = self.network.sesm.unprompted(answer.q)
-        return probability, torch.where(present, answer.elevated.score, alone).float().sigmoid()
+        return probability, self.network.sesm.promised(torch.where(present, answer.elevated.score, alone))
 
 
 def export_onnx(run: Path | str, out: Path | str, *, check: bool = True) -> float:

@@ -347,6 +347,7 @@ def load_run(
     network = build_network(config, vocabulary, run=folder, attn_implementation=attn_implementation)
     network.eval().requires_grad_(False)
     load_module(network, "teacher.", tensors, file=folder / CHECKPOINT)
+    network.sesm.settle()
     extra: nn.Module = nn.Module()
     if config.train.method == "l2l":
         extra = make_rple(config)
