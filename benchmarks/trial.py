@@ -233,7 +233,8 @@ def main() -> None:
         network = run.parts.teacher.eval()
         if args.voices:
             torch.save(voices(run, pool, torch.arange(len(pool))), args.out / f"{args.name}.voices.pt")
-        ways = {"without": answers_and_rho(network, pool, config, prior=False)}
+        bare = pool.with_proposals(pool.soft, pool.score, torch.zeros_like(pool.present))
+        ways = {"without": answers_and_rho(network, bare, config, prior=False)}
         if bank:
             ways |= {"with": answers_and_rho(network, pool, config, prior=True), "alone": prior_answers(pool)}
         draw = Drawer(pool)
