@@ -184,7 +184,7 @@ def test_scores_are_of_masks_in_pictures_not_in_cells(config: Config) -> None:
     for network in (run.parts.network, run.parts.teacher):
         assert float(network.sesm.finer) == pytest.approx(more)
         told = network.sesm.promised(torch.tensor([-1.0, 0.0, 9.0]))
-        assert told.tolist() == pytest.approx([0.26894 * more, 0.5 * more, 1.0], rel=1e-3)
+        assert told[:2].tolist() == pytest.approx([0.26894 * more, 0.5 * more], rel=1e-3) and 0.95 < told[2] < 1
     bare = config.replace("data", prior="")
     assert float(Run.start(bare, prepare(bare)).parts.teacher.sesm.finer) == 1
 

@@ -21,6 +21,7 @@ from l2l.labelling.sesm import (
     calibrated,
     entropy,
     outlined,
+    short_of_one,
     soft_iou,
     to_logit,
 )
@@ -310,6 +311,15 @@ def test_what_labels_say_of_the_prior_is_kept_with_the_weights() -> None:
     other.load_state_dict(sesm.state_dict())
     assert torch.equal(other.reliability(given_, noise()).sigmoid(), after)
     assert torch.equal(other.tells, sesm.tells) and float(sesm.tells) == 0
+
+
+@given(st.lists(st.floats(0, 1.3), min_size=2, max_size=9, unique=True))
+def test_raised_scores_stay_below_one_and_in_order(scores: list[float]) -> None:
+    raised = torch.tensor(sorted(scores), dtype=torch.float64)
+    found = short_of_one(raised)
+    assert (found.diff() >= 0).all() and found.max() <= 0.999 and found.min() >= 0
+    assert torch.equal(found[raised <= 0.95], raised[raised <= 0.95])
+    assert (found <= raised).all()
 
 
 def test_scores_settle_towards_the_end_of_other_runs_the_fewer_labels_taught_them() -> None:

@@ -24,7 +24,7 @@ from l2l.metrics import Calibration, Scores, calibration, iou, overlap, summaris
 from l2l.model.network import Network
 from l2l.model.text import Vocabulary
 from l2l.model.words import vocabulary_of
-from l2l.outlines import Drawer, upsample
+from l2l.outlines import Drawer, raised, upsample
 from l2l.proposals.bank import PriorBank, read_priors, soft_maps
 from l2l.proposals.proposal import Proposals
 from l2l.sample import Sample
@@ -278,8 +278,8 @@ def evaluate(
     out = []
     if network is not None:
         results = answers_and_rho(network, pool, config, prior=bank is not None, progress=progress)
-        raised = ((rows, logits, (score * (gain or 1)).clamp_max(1), rho) for rows, logits, score, rho in results)
-        out.append(made(config.train.method, score_pairs(pool, raised, alone, draw)))
+        told = ((rows, logits, raised(score, gain or 1), rho) for rows, logits, score, rho in results)
+        out.append(made(config.train.method, score_pairs(pool, told, alone, draw)))
     if bank is not None:
         out.append(made("prior alone", alone))
     if save:

@@ -31,7 +31,7 @@ from l2l.labelling.records import pooled
 from l2l.labelling.rple import Rple
 from l2l.model.network import Network
 from l2l.model.words import vocabulary_of
-from l2l.outlines import Drawer, upsample
+from l2l.outlines import Drawer, raised, upsample
 from l2l.predict import tight_box
 from l2l.proposals.bank import PriorBank
 from l2l.rle import Rle
@@ -170,7 +170,7 @@ def label_rows(
     """The lines of `labels.jsonl` for some rows of a pool, in one batch; with `draw` masks have outlines, and scores
     are raised by the factor `gain`."""
     answer = answer_batch(network, rple, pool, rows, config, prior=prior)
-    answer = dataclasses.replace(answer, score=(answer.score * gain).clamp_max(1))
+    answer = dataclasses.replace(answer, score=raised(answer.score, gain))
     lines = []
     for place, row in enumerate(rows.tolist()):
         ref = int(pool.ref_of[row])

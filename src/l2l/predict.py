@@ -19,7 +19,7 @@ from l2l.data.images import load
 from l2l.errors import InputError
 from l2l.evaluate import outline_gain
 from l2l.model.words import vocabulary_of
-from l2l.outlines import Picture, upsample
+from l2l.outlines import Picture, raised, upsample
 from l2l.priors.prior import Prior, from_pixels
 from l2l.proposals.affinity import propose
 from l2l.proposals.proposal import Proposals
@@ -205,7 +205,7 @@ class Predictor:
                         logits, reliability = answer.best[place], answer.elevated.score[place]
                     which, logits = int(of[row]), logits.cpu()
                     mask = self._pictures[which].mask(logits) if self._pictures else upsample(logits, sizes[which])
-                    score = min(1.0, float(self.network.sesm.promised(reliability)) * self.gains[known[row]])
+                    score = float(raised(self.network.sesm.promised(reliability), self.gains[known[row]]))
                     found.append(Prediction(mask, score, tight_box(mask)))
         return found
 

@@ -116,6 +116,14 @@ def outlined(logits: Tensor, voices: Sequence[tuple[Tensor, Tensor | float]]) ->
     return total / weight[:, None, None]
 
 
+def short_of_one(iou: Tensor) -> Tensor:
+    """Expected IoUs that a factor has raised, any shape, so that they stay below 1, which is for what somebody has
+    seen, and in order: as they are up to `NEARLY`; what goes beyond nears `MOST`."""
+    rest = MOST - NEARLY
+    return torch.where(iou > NEARLY, MOST - rest * torch.exp((NEARLY - iou) / rest), iou)
+
+
+NEARLY, MOST = 0.95, 0.999
 BOTH, PRIOR, MODEL = 0, 1, 2  # whom the fusion listens to
 TELLING = 1.0  # standard deviation of calibrated log odds from which a score tells right priors from wrong ones
 SAME = 0.6  # IoU from which on two answers are taken to mean the same object
@@ -345,7 +353,7 @@ class SESM(nn.Module):
         Args:
             score: logits, any shape.
         """
-        return (score.float().sigmoid() * self.finer).clamp_max(1)
+        return short_of_one(score.float().sigmoid() * self.finer)
 
     @torch.no_grad()
     def settle(self) -> None:
