@@ -3,11 +3,11 @@
     python benchmarks/scoring.py collect NAME [--world fashion] [--rate 0.05] [--seed 0]   # a run, and what SESM saw
     python benchmarks/scoring.py look OUT/scores-NAME.pt ...                               # what to make of it
 
-`collect` trains L2L on a trial world and keeps, of each held-out batch until its labels are released, the facts that
-SESM's score is a linear function of, with the IoU that the answer had; then the same of 1,600 pairs of the pool at the
-release and at the end, of the pairs that are measured, with the prior and without it, at their pictures' resolution,
-and of the labelled ones. `look` shows the expected calibration error, and expected less achieved IoU, of each way to
-make a score of what was learned. The truth of the pool is looked at, which no method may: for finding out.
+`collect` trains L2L on a trial world and keeps the facts that SESM's score is a linear function of, and the IoU that
+came out: of 1,600 pairs of the pool when held-out labels are released and at the end, of the pairs that are measured,
+with the prior and without it, at their pictures' resolution, and of the labelled ones. `look` shows the expected
+calibration error, and expected less achieved IoU, of each way to make a score of what was learned. The truth of the
+pool is looked at, which no method may: for finding out.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from trial import arguments, configure, some_of, validation
 
 from l2l.config import Config
 from l2l.evaluate import answers_and_rho, prepare_split, score_pairs
-from l2l.labelling.sesm import AHEAD, BOTH, FEW, SESM, came_out
+from l2l.labelling.sesm import AHEAD, FEW, SESM, came_out, short_of_one
 from l2l.methods.l2l import L2L
 from l2l.metrics import calibration
 from l2l.training.loop import Run, train_step
-from l2l.training.pool import Batch, Pool, normalise, shrink_mask
+from l2l.training.pool import Pool, normalise, shrink_mask
 from l2l.training.prepare import Prepared, prepare
 
 Kept = dict[str, Tensor]
@@ -62,45 +62,27 @@ def collect(args: argparse.Namespace) -> None:
     run = Run.start(config, prepared)
     method, parts = run.method, run.parts
     assert isinstance(method, L2L)
-    student, teacher = parts.network.sesm, parts.teacher.sesm
-    held: list[Kept] = []
-    at_student, at_teacher = Heard(student), Heard(teacher)
-    learn = method._sesm_loss
-
-    def kept(step: int, h: Batch, answer: Any, regions: Tensor | None) -> Any:
-        q, guided = answer.q[: len(h.rows)], answer.guided[: len(h.rows)]
-        assert h.mask is not None
-        with torch.no_grad():
-            made = student.fuse(student.reliability(h.proposals, q), h.proposals, q, guided, voice=BOTH)
-        held.append({"step": torch.full((len(h.rows),), step), "ref": parts.pool.ref_of[h.rows],
-                     "facts": at_student["facts"][-1], "alone": at_student["alone"][-1],
-                     "present": h.proposals.present, "iou": came_out(made.answer, h.mask),
-                     "iou_alone": came_out(q, h.mask)})  # fmt: skip
-        return learn(step, h, answer, regions)
-
-    method._sesm_loss = kept  # type: ignore[method-assign]
-    out: dict[str, Any] = {"start": student.expect.start.clone(), "start alone": student.alone.start.clone()}
+    teacher = parts.teacher.sesm
+    heard = Heard(teacher)
+    out: dict[str, Any] = {"start": teacher.expect.start.clone(), "start alone": teacher.alone.start.clone(),
+                           "referents": len(method.folds[0]), "finer": float(teacher.finer)}  # fmt: skip
     release = round(config.sesm.release * config.train.steps)
     while run.step < config.train.steps:
         train_step(run)
-        at_student.forget()
         if run.step in (release, config.train.steps):
-            at_teacher.forget()
-            out[f"pool {run.step}"] = of_pool(run, prepared.truth, at_teacher)
+            out[f"pool {run.step}"] = of_pool(run, prepared.truth, heard)
             out[f"weights {run.step}"] = teacher.expect.weights.detach().clone()
             out[f"weights alone {run.step}"] = teacher.alone.weights.detach().clone()
-    out["held"] = {name: torch.cat([one[name] for one in held]) for name in held[0]}
     measured, _ = validation(config, prepared, args)
     bare = prepare_split(measured.samples, config, prepared.vocabulary, "")[0]
     for name, pool in {"with": measured, "without": bare, "labelled": labelled(config, prepared)}.items():
-        at_teacher.forget()
+        heard.forget()
         results = list(answers_and_rho(parts.teacher.eval(), pool, config, prior=name != "without"))
         pairs = score_pairs(pool, results)
         logits = torch.cat([logits for _, logits, _, _ in results])
         masks = torch.stack([shrink_mask(sample.mask(), tuple(logits.shape[1:])) for sample in pool.samples])
-        out[name] = at_teacher.all() | {"iou": torch.tensor([one.iou for one in pairs]),
-                     "cells": came_out(logits, masks[pool.ref_of].float() / 255),
-                     "score": torch.tensor([one.score for one in pairs])}  # fmt: skip
+        out[name] = heard.all() | {"iou": torch.tensor([one.iou for one in pairs]),
+                                   "cells": came_out(logits, masks[pool.ref_of].float() / 255)}  # fmt: skip
     torch.save(out, args.out / f"scores-{args.name}.pt")
 
 
@@ -129,7 +111,7 @@ def of_pool(run: Run, truth: Tensor, heard: Heard) -> Kept:
 def told(seen: Kept, judge: Tensor, *, alone: bool = False, factor: float = 1.0) -> str:
     """Calibration error of a judge with these weights, and expected less achieved IoU."""
     facts, iou = seen["alone" if alone else "facts"], seen["iou_alone" if alone and "iou_alone" in seen else "iou"]
-    score = ((facts @ judge[:-1] + judge[-1]).sigmoid() * factor).clamp_max(1)
+    score = short_of_one((facts @ judge[:-1] + judge[-1]).sigmoid() * factor)
     return f"{calibration(score.tolist(), iou.tolist()).ece:.3f} {float((score - iou).mean()):+.3f}"
 
 
@@ -138,10 +120,13 @@ def look(args: argparse.Namespace) -> None:
     for path in args.files:
         run = torch.load(path)
         release, steps = sorted(int(name.split()[1]) for name in run if name.startswith("pool"))
-        known, referents = run["labelled"], len(run["held"]["ref"].unique())
-        factor, other = (float(one["iou"].mean() / one["cells"].mean()) for one in (known, run["with"]))
-        print(f"\n{path.stem}: {referents} held-out referents; IoU in pictures / in cells: "
-              f"labelled {factor:.3f}, measured {other:.3f}")
+        seen, referents, factor = run["with"], run["referents"], run["finer"]
+        judge = run[f"weights {steps}"]
+        quarters = [seen, *({name: one[rows] for name, one in seen.items() if name in ("iou", "cells")}
+                            for rows in (seen["facts"] @ judge[:-1]).argsort().chunk(4)), run["labelled"]]  # fmt: skip
+        measured, *each, known = (f"{float(one['iou'].mean() / one['cells'].mean()):.3f}" for one in quarters)
+        print(f"\n{path.stem}: {referents} held-out referents; IoU in pictures / in cells: P† on known masks "
+              f"{factor:.3f}, answers on them {known}, measured {measured}, by quarters of the score {' '.join(each)}")
         for alone in (False, True):
             start, learned = run["start" + " alone" * alone], run["weights " + "alone " * alone + str(steps)]
             print(f"| {'without a prior' if alone else 'with the prior':37} | pool, step {release} | step {steps} | "

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny import make_world, stir, train_arguments
 
 import l2l
@@ -16,11 +17,13 @@ from l2l.data.splits import Split
 from l2l.errors import InputError
 from l2l.evaluate import answers, prepare_split
 from l2l.label import label
+from l2l.labelling.sesm import FEW
 from l2l.model.text import Vocabulary
 from l2l.outlines import upsample
 from l2l.predict import tight_box
 from l2l.rle import Rle
-from l2l.training.loop import load_run
+from l2l.training.checkpoint import load_tensors
+from l2l.training.loop import CHECKPOINT, load_run
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,14 @@ def test_the_sentences_of_a_record_have_one_mask(run: Path, labels: Path, tmp_pa
     assert any(apart[a["id"]]["segmentation"] != apart[b["id"]]["segmentation"] for a, b, *_ in of_record)
     several = {key for keys in records for key in keys}
     assert all(apart[key]["score"] == pytest.approx(known[key]["score"], abs=2e-3) for key in set(known) - several)
+
+
+def test_a_run_is_asked_with_scores_that_have_settled(run: Path) -> None:
+    kept, network = load_tensors(run / CHECKPOINT)[0], load_run(run)[1]
+    assert network is not None
+    moved, taught = kept["teacher.sesm.expect.moved"], float(kept["teacher.sesm.taught"])
+    assert moved.abs().min() > 0.001  # stirred
+    assert torch.allclose(network.sesm.expect.moved, moved * taught / (taught + FEW))
 
 
 def test_about(run: Path, labels: Path) -> None:

@@ -46,8 +46,8 @@ PRIOR_FREE: tuple[MethodName, ...] = (
 BEST_RIVALS: tuple[MethodName, ...] = ("fixmatch", "semires")
 """Those that go along where the prior's quality is swept."""
 UNLABELLED_WEIGHT: dict[tuple[str, str], float] = {("fashion", "fixmatch"): 0.3, ("fashion", "dam_net"): 0.3}
-"""Suite and method, where it is not the default: on photographs what FixMatch believes confirms itself at full weight,
-and it falls below labels alone (docs/LOG.md)."""
+"""Suite and method, where it is not the default: on photographs FixMatch falls below labels alone with it
+(docs/LOG.md)."""
 ACCURACIES = (0.1, 0.3, 0.6, 0.8, 0.95)
 
 
