@@ -16,7 +16,7 @@ import pytest
 from l2l.benchmark import benchmark, plan
 from l2l.benchmark_cell import cell_file, code_digest, locked, missing_data, resolve, run_cell, source_of
 from l2l.benchmark_page import gather, miou, paired, score_table, write_page
-from l2l.benchmark_suites import SUITES, Cell, Suite, with_steps
+from l2l.benchmark_suites import SUITES, Cell, Suite, with_seeds, with_steps
 from l2l.cli import main
 from l2l.config import SINCE, Config
 from l2l.errors import InputError
@@ -183,6 +183,15 @@ def test_choosing_cells() -> None:
     assert {one.config.train.steps for one in plan(with_steps(scenes, 3))} == {3}
     with pytest.raises(InputError, match="no cell is left"):
         plan(scenes, only="nothing like it")
+
+
+def test_more_seeds_than_three() -> None:
+    ours, more = plan(SUITES, only="l2l, unguarded"), plan(with_seeds(SUITES, [0, 7, 7]), only="l2l, unguarded")
+    assert [one.seed for one in ours] == [0] * 3 + [1] * 3 + [2] * 3  # three columns
+    assert [one.key for one in more[:9]] == [one.key for one in ours] and [one.seed for one in more[9:]] == [7] * 3
+    assert {one.config.train.seed for one in more[9:]} == {7} and len({one.key for one in more}) == 12
+    alone = plan(with_seeds(SUITES, [7]), only=["prior_only", "75"])  # of these there is one, whatever the seed
+    assert {one.seed for one in alone} == {0}
 
 
 def test_a_live_lock_is_respected_and_a_dead_one_taken_over(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def plan(
         part: (i, n), every n-th cell from the i-th; the n parts are disjoint and make the whole on any machine.
         only: rows or columns of this name or, if there is none, that contain it, in any case; or the cell whose key
             begins with it; or several of these.
-        seeds: these label seeds. rates: these shares of labelled images.
+        seeds: these label seeds (others than the suites' own: `with_seeds`). rates: these shares of labelled images.
 
     Raises:
         InputError: if there is no such part, or no cell is left.

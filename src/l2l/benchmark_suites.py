@@ -133,6 +133,20 @@ def with_steps(suites: Sequence[Suite], steps: int) -> list[Suite]:
     ]
 
 
+def with_seeds(suites: Sequence[Suite], seeds: Sequence[int]) -> list[Suite]:
+    """The same suites with these label seeds beside their own, in every place that has several."""
+
+    def more(suite: Suite) -> tuple[Cell, ...]:
+        several = {(cell.row, cell.column) for cell in suite.cells if cell.seed != SEEDS[0]}
+        first = [cell for cell in suite.cells if cell.seed == SEEDS[0] and (cell.row, cell.column) in several]
+        return tuple(
+            replace(cell, seed=seed, config=cell.config.replace("train", seed=seed))
+            for seed in dict.fromkeys(seeds) if seed not in SEEDS for cell in first
+        )  # fmt: skip
+
+    return [replace(suite, cells=suite.cells + more(suite)) for suite in suites]
+
+
 def _methods(suite: str, base: Config, rates: Sequence[float]) -> tuple[Cell, ...]:
     """All methods at all rates, with and without the prior in training."""
     cells = []

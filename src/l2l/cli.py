@@ -291,7 +291,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--only", action="append", metavar="TEXT",
                      help="rows or columns with this name or part of it, or a cell by its key; may be "
                      "repeated")  # fmt: skip
-    one.add_argument("--seeds", metavar="S,S", help="label seeds, as in 0,1")
+    one.add_argument("--seeds", metavar="S,S", help="label seeds, as in 0,1; others than 0, 1 and 2 are added")
     one.add_argument("--rates", metavar="R,R", help="label rates, as in 0.01,0.05")
     one.add_argument("--steps", type=int, metavar="N", help="other steps than the suites', for a try elsewhere")
     one.add_argument("--keep", action="store_true", help="leave the runs in DIR/work/runs")

@@ -362,9 +362,12 @@ def report(args: argparse.Namespace) -> None:
 def benchmark(args: argparse.Namespace) -> int:
     from l2l.benchmark import benchmark, plan
     from l2l.benchmark_page import listing, write_page
-    from l2l.benchmark_suites import SUITES, with_steps
+    from l2l.benchmark_suites import SUITES, with_seeds, with_steps
 
-    suites = list(SUITES) if args.steps is None else with_steps(SUITES, args.steps)
+    seeds = args.seeds and _numbers(args.seeds, "--seeds", int)
+    suites = with_seeds(SUITES, seeds or ())
+    if args.steps is not None:
+        suites = with_steps(suites, args.steps)
     names = [suite.name for suite in suites]
     for name in args.suite or ():
         if name not in names:
@@ -374,7 +377,7 @@ def benchmark(args: argparse.Namespace) -> int:
     if len(part) != 2:
         raise InputError(f"--part {args.part}: write i/n, as in 1/4")
     which: dict[str, Any] = {
-        "part": tuple(part), "only": args.only, "seeds": args.seeds and _numbers(args.seeds, "--seeds", int),
+        "part": tuple(part), "only": args.only, "seeds": seeds,
         "rates": args.rates and _numbers(args.rates, "--rates", float),
     }  # fmt: skip
     failed = 0
