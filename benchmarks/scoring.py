@@ -65,7 +65,8 @@ def collect(args: argparse.Namespace) -> None:
     teacher = parts.teacher.sesm
     heard = Heard(teacher)
     out: dict[str, Any] = {"start": teacher.expect.start.clone(), "start alone": teacher.alone.start.clone(),
-                           "referents": len(method.folds[0]), "finer": float(teacher.finer)}  # fmt: skip
+                           "referents": len(method.folds[0]), "finer": float(teacher.finer),
+                           "tells": float(teacher.tells)}  # fmt: skip
     release = round(config.sesm.release * config.train.steps)
     while run.step < config.train.steps:
         train_step(run)
