@@ -13,14 +13,16 @@ from tiny import make_world, small_config
 from l2l.config import Config
 from l2l.errors import InputError
 from l2l.evaluate import prepare_split, prior_answers, score_pairs
-from l2l.labelling.sesm import came_out
+from l2l.labelling.sesm import MEETS, came_out
 from l2l.methods.known import (
     ENOUGH,
     FEWEST,
+    SURE,
     drawn_refs,
     finer,
     held_by_regions,
     make_folds,
+    meets,
     prior_on_labels,
     prior_rows,
 )
@@ -187,6 +189,26 @@ def test_scores_are_of_masks_in_pictures_not_in_cells(config: Config) -> None:
         assert told[:2].tolist() == pytest.approx([0.26894 * more, 0.5 * more], rel=1e-3) and 0.95 < told[2] < 1
     bare = config.replace("data", prior="")
     assert float(Run.start(bare, prepare(bare)).parts.teacher.sesm.finer) == 1
+
+
+def test_how_well_proposals_meet_their_objects_however_often_they_do(config: Config) -> None:
+    run = Run.start(config, prepare(config))
+    pool, rows = run.parts.pool, prior_rows(run.parts)
+    _, iou = prior_on_labels(run.parts)
+    held = float((iou.square().sum() + SURE * MEETS) / (iou.sum() + SURE))
+    assert float(run.parts.teacher.sesm.meets) == pytest.approx(held) == pytest.approx(meets(run.parts))
+    pool.soft[rows] = pool.masks[pool.ref_of[rows]]  # each is its object
+    whole = meets(run.parts)
+    assert whole > 0.95
+    pool.soft[rows[: len(rows) // 2]] = 0  # and half of them nothing
+    assert MEETS < meets(run.parts) <= whole and meets(run.parts) > 0.9
+    pool.soft[rows] = 0
+    assert meets(run.parts) == pytest.approx(MEETS)  # nobody knows
+    run.parts.network.sesm.meets.fill_(MEETS / 2)
+    train_step(run)
+    assert any(one.endswith("so scores start at 50%") for one in run.parts.events)
+    bare = config.replace("data", prior="")
+    assert float(Run.start(bare, prepare(bare)).parts.teacher.sesm.meets) == pytest.approx(MEETS)
 
 
 def test_the_prior_is_on_held_out_images_much_as_on_all(config: Config) -> None:

@@ -13,6 +13,7 @@ from l2l.labelling.sesm import (
     BOTH,
     FEW,
     HEARD,
+    MEETS,
     MODEL,
     PACE,
     PRIOR,
@@ -341,3 +342,23 @@ def test_scores_settle_towards_the_end_of_other_runs_the_fewer_labels_taught_the
     low, same = sesm.unprompted(q), stirred()
     assert torch.allclose(same.unprompted(q) - low, torch.tensor(0.6 * AHEAD), atol=1e-5)
     assert torch.equal(answer.answer, elevate(same, proposals(), noise(), noise(1)).answer)
+
+
+def test_scores_start_lower_where_even_good_proposals_meet_their_objects_less() -> None:
+    """As much lower as proposals that meet theirs are, of what was not learned; and the voice of one keeps its own."""
+    x, q, m = proposals(), noise(), noise(1)
+    for met, taught, lower in ((MEETS / 2, 0.0, 0.5), (MEETS / 2, FEW, 0.5**0.5), (MEETS / 2, 1e12, 1), (0.97, 0.0, 1)):
+        sesm = stirred()
+        sesm.meets.fill_(met)
+        sesm.taught.fill_(taught)
+        sesm.settle()
+        same = stirred()
+        same.taught.fill_(taught)
+        same.settle()
+        told, usual = (elevate(one, x, q, m) for one in (sesm, same))
+        assert torch.allclose(told.score.sigmoid(), usual.score.sigmoid() * lower, atol=1e-5)
+        assert torch.equal(told.kappa, usual.kappa) and torch.equal(told.alone, usual.alone)
+        for voice in (PRIOR, MODEL):
+            sesm.voice.fill_(voice)
+            same.voice.fill_(voice)
+            assert torch.equal(elevate(sesm, x, q, m).score, elevate(same, x, q, m).score)

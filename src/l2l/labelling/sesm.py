@@ -133,6 +133,7 @@ DRAWN = (0.65, 2.0)  # keep, draw where regions are objects (see `proposals.regi
 PIECES, OBJECTS = 0.5, 0.7  # IoU of the best region with a mask: up to here regions are pieces, from here on objects
 HEARD = 1.1  # what is added to the prior's weight where its score says nothing at all
 FEW = 16.0  # held-out referents that move a score half as far as they would
+MEETS = 0.84  # IoU of proposals that meet their object, in worlds where scores start right; see `SESM.settle`
 AHEAD = 0.8  # log odds by which a score without a prior is learned too high on the way, times what is ahead of the run
 PACE = 10.0  # weights are kept a tenth as large as they are used: a run is a few hundred of Adam's steps of fixed size
 
@@ -218,6 +219,7 @@ class SESM(nn.Module):
     line: Tensor
     tells: Tensor
     finer: Tensor
+    meets: Tensor
     taught: Tensor
     ahead: Tensor
 
@@ -228,8 +230,10 @@ class SESM(nn.Module):
         self.register_buffer("line", torch.tensor([1.0, 0.0]))  # rho in the log odds of the prior's own score
         self.register_buffer("tells", torch.tensor(1.0))  # in [0, 1]: how far that score tells right from wrong
         self.register_buffer("finer", torch.tensor(1.0))  # IoU in pictures over IoU in cells, see `promised`
+        self.register_buffer("meets", torch.tensor(MEETS))  # IoU of proposals that meet their object
         self.register_buffer("taught", torch.tensor(0.0))  # held-out referents that teach it
         self.register_buffer("ahead", torch.tensor(0.0))  # share of the run that comes after they are released
+        self.lowered = 1.0  # a factor of the score, see `settle`
         self.trust = Judge(0.0)  # what Q's agreement adds to rho
         # what such facts foretold on the pools of other worlds, with 1 % and 5 % of the labels alike (docs/LOG.md)
         self.own = Judge(1.2, 0.8, 0.55, -0.7)  # kappa beside a prior
@@ -339,7 +343,9 @@ class SESM(nn.Module):
         said, model, here = logits.sigmoid(), q.detach().float().clamp(-6, 6).sigmoid(), proposals.present.float()
         known = (rho.detach() * here).clamp(-4, 4)
         like_prior, like_model = agreement(proposals.soft.float(), said) * here, agreement(model, said)
-        return self.expect(torch.stack([fill(said), known, like_prior, known * like_prior / 2, like_model], dim=1))
+        facts = torch.stack([fill(said), known, like_prior, known * like_prior / 2, like_model], dim=1)
+        score = self.expect(facts)
+        return score if self.lowered == 1 else torch.logit(score.sigmoid() * self.lowered, eps=1e-6)
 
     def unprompted(self, q: Tensor) -> Tensor:
         """kappa where no prior is at hand, logits (B,), of the model's own prediction, logits (B, h, w)."""
@@ -361,9 +367,11 @@ class SESM(nn.Module):
 
         Judges start where the end of other runs was, and held-out labels have moved them at a time when the segmenter
         was less sure of itself: without a prior that alone is `AHEAD` by a run's whole length. What is left of such a
-        move counts as far as it rests on many referents.
+        move counts as far as it rests on many referents. Where it starts, a mask that meets its object has an IoU of
+        `MEETS`; where proposals that meet theirs have less, what is not learned of the score is lower by as much.
         """
         counts = self.taught / (self.taught + FEW)
+        self.lowered = float((self.meets / MEETS).clamp(max=1) ** (1 - counts))
         for judge, usual in ((self.expect, 0.0), (self.alone, AHEAD * self.ahead)):
             judge.moved[-1] -= usual / PACE
             judge.moved.mul_(counts)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l2l.data.streams import generator
-from l2l.labelling.sesm import calibrated, came_out, hard_iou
+from l2l.labelling.sesm import MEETS, calibrated, came_out, hard_iou
 from l2l.metrics import overlap
 from l2l.outlines import upsample
 from l2l.proposals.regions import best_iou, nearest
@@ -21,6 +21,7 @@ DRAWS = 64  # random choices of held-out images, the most representative of whic
 LEAST_HELD_OUT = 8  # referents, about, where that is no more than a third of the images
 FEWEST = 6  # held-out referents from which the drift guard lets SESM and the policy learn
 KNOWN = 400  # pairs that say what an answer loses in cells
+SURE = 2.0  # see `meets`
 ENOUGH = 16  # labelled referents that say how good the prior is: its mean IoU is known to within 0.09
 
 
@@ -112,6 +113,14 @@ def finer(parts: Parts) -> float:
         inter, union = overlap(upsample(logits, mask.shape), mask)
         wide += inter / union if union else 1.0
     return max(1.0, wide / cells) if cells else 1.0
+
+
+def meets(parts: Parts) -> float:
+    """The IoU that proposals have where they meet what is meant: the mean over known pairs, each counting as much as
+    its own IoU is, so that it is the same however often the prior is wrong. `SURE` more that have `MEETS` are
+    presumed, for where few are known."""
+    _, iou = prior_on_labels(parts)
+    return float((iou.square().sum() + SURE * MEETS) / (iou.sum() + SURE))
 
 
 def misleading(parts: Parts) -> tuple[float, float] | None:

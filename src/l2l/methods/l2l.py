@@ -34,12 +34,13 @@ from l2l.labelling.reward import (
     weights,
 )
 from l2l.labelling.rple import Rple, divergence, exact_gradient, mended, policy_gradient
-from l2l.labelling.sesm import BOTH, DRAWN, MODEL, came_out, hard_iou
+from l2l.labelling.sesm import BOTH, DRAWN, MEETS, MODEL, came_out, hard_iou
 from l2l.methods.known import (
     ENOUGH,
     finer,
     held_by_regions,
     make_folds,
+    meets,
     misleading,
     prior_on_labels,
     prior_rows,
@@ -73,9 +74,10 @@ class L2L:
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*prior_on_labels(given))
         self.bare = not parts.pool.present.any()
-        more = finer(parts)
+        more, met = finer(parts), meets(parts)
         for network in (parts.network, parts.teacher):
             network.sesm.finer.fill_(more)
+            network.sesm.meets.fill_(met)
             if not self.bare and (self.guard is None or self.guard.honest):
                 network.sesm.taught.fill_(len(self.folds[0]))
                 network.sesm.ahead.fill_(1 - parts.config.sesm.release)
@@ -234,6 +236,9 @@ class L2L:
         if self.regions is not None and (far := sesm.drawing["draw"].item() / DRAWN[1]) < 1:
             yield (f"regions: by the known masks they are objects to {far:.0%}, pieces of them else; labels of the "
                    "unguided answer are drawn to them so far")  # fmt: skip
+        if (met := float(sesm.meets)) < MEETS:
+            yield (f"scores: proposals that meet their object have an IoU of {met:.2f} ({MEETS} is usual), so scores "
+                   f"start at {met / MEETS:.0%}")  # fmt: skip
 
     def _ask_guard(self, guard: DriftGuard, evidence: Evidence) -> None:
         """Show the guard what the step has shown, and do as it says."""
