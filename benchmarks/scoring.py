@@ -126,7 +126,8 @@ def look(args: argparse.Namespace) -> None:
         quarters = [seen, *({name: one[rows] for name, one in seen.items() if name in ("iou", "cells")}
                             for rows in (seen["facts"] @ judge[:-1]).argsort().chunk(4)), run["labelled"]]  # fmt: skip
         measured, *each, known = (f"{float(one['iou'].mean() / one['cells'].mean()):.3f}" for one in quarters)
-        print(f"\n{path.stem}: {referents} held-out referents; proposals that meet their object {run['meets']:.3f}; IoU in pictures / in cells: P† on known masks "
+        print(f"\n{path.stem}: {referents} held-out referents; IoU of proposals that meet their object "
+              f"{run['meets']:.3f}; IoU in pictures / in cells: P† on known masks "
               f"{factor:.3f}, answers on them {known}, measured {measured}, by quarters of the score {' '.join(each)}")
         for alone in (False, True):
             start, learned = run["start" + " alone" * alone], run["weights " + "alone " * alone + str(steps)]
