@@ -115,11 +115,14 @@ def finer(parts: Parts) -> float:
     return max(1.0, wide / cells) if cells else 1.0
 
 
-def meets(parts: Parts) -> float:
-    """The IoU that proposals have where they meet what is meant: the mean over known pairs, each counting as much as
-    its own IoU is, so that it is the same however often the prior is wrong. `SURE` more that have `MEETS` are
-    presumed, for where few are known."""
-    _, iou = prior_on_labels(parts)
+def meets(iou: Tensor) -> float:
+    """The IoU that proposals have where they meet what is meant: the mean, each counting as much as its own IoU is, so
+    that it is the same however often the prior is wrong. `SURE` more that have `MEETS` are presumed, for where few are
+    known.
+
+    Args:
+        iou: (N,) in [0, 1], of proposals with their masks, as `prior_on_labels` has them.
+    """
     return float((iou.square().sum() + SURE * MEETS) / (iou.sum() + SURE))
 
 

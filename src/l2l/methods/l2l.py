@@ -74,7 +74,7 @@ class L2L:
             for network in (parts.network, parts.teacher):
                 network.sesm.calibrate(*prior_on_labels(given))
         self.bare = not parts.pool.present.any()
-        more, met = finer(parts), meets(parts)
+        more, met = finer(parts), meets(prior_on_labels(parts)[1])
         for network in (parts.network, parts.teacher):
             network.sesm.finer.fill_(more)
             network.sesm.meets.fill_(met)
