@@ -236,9 +236,9 @@ class L2L:
         if self.regions is not None and (far := sesm.drawing["draw"].item() / DRAWN[1]) < 1:
             yield (f"regions: by the known masks they are objects to {far:.0%}, pieces of them else; labels of the "
                    "unguided answer are drawn to them so far")  # fmt: skip
-        if (met := float(sesm.meets)) < MEETS:
-            yield (f"scores: proposals that meet their object have an IoU of {met:.2f} ({MEETS} is usual), so scores "
-                   f"start at {met / MEETS:.0%}")  # fmt: skip
+        if (share := float(sesm.meets) / MEETS) < 0.995:
+            yield (f"scores: proposals that meet their object have an IoU of {share * MEETS:.2f} ({MEETS} is usual), "
+                   f"so scores start at {share:.0%}")  # fmt: skip
 
     def _ask_guard(self, guard: DriftGuard, evidence: Evidence) -> None:
         """Show the guard what the step has shown, and do as it says."""
