@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
+from PIL import Image
 
 from l2l.benchmark import benchmark, plan
 from l2l.benchmark_cell import cell_file, code_digest, locked, missing_data, resolve, run_cell, source_of
 from l2l.benchmark_page import gather, miou, paired, score_table, write_page
+from l2l.benchmark_plots import COLOURS, FREE, _panels
 from l2l.benchmark_suites import SUITES, Cell, Suite, with_seeds, with_steps
 from l2l.cli import main
 from l2l.config import SINCE, Config
@@ -299,6 +303,19 @@ def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
     cell_file(tmp_path, own.key).write_text("{")
     with pytest.raises(InputError, match="remove it"):
         write_page([tiny(own)], tmp_path)
+
+
+def test_colours_that_are_rare_in_a_plot_stay_apart() -> None:
+    def draw(axes: Axes, _: str) -> None:
+        for at, colour in enumerate(COLOURS):
+            axes.plot(range(9), [at] * 9, "o", color=colour, fillstyle="none", markersize=7)
+
+    with Image.open(io.BytesIO(_panels([""], draw, width=5, height=4))) as picture:
+        found = [colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []]
+    assert len(COLOURS) >= max(len({row.removesuffix(FREE) for row in suite.rows}) for suite in SUITES if suite.log)
+    for colour in COLOURS:
+        drawn = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        assert min(max(abs(a - b) for a, b in zip(drawn, one, strict=True)) for one in found) < 12, colour
 
 
 def test_the_page_of_cells_that_were_run(made: Path, grid: Suite) -> None:
