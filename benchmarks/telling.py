@@ -59,10 +59,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=ROOT)
     parser.add_argument("--out", type=Path, default=Path("results/benchmark"), help="where prior stores are made")
-    parser.add_argument("--only", choices=("prior", "regions"), help="one of the two")
+    parser.add_argument("--only", choices=("prior", "regions"), help="what to show (both)")
     args = parser.parse_args()
-    for name, config in (("fashion", FASHION), ("scenes", SCENES)) if args.only != "prior" else ():
-        show_regions(name, config, args.root, args.out)
+    if args.only != "prior":
+        show_regions("fashion", FASHION, args.root, args.out)
+        show_regions("scenes", SCENES, args.root, args.out)
     if args.only == "regions":
         return
     show("fashion", FASHION, args.root, args.out)

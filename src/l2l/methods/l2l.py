@@ -70,12 +70,12 @@ class L2L:
         self.extra = make_rple(parts.config, honest=len(self.folds) > 1, refs=len(self.folds[0]), labels=count)
         self.known = len(parts.pool.ref_of[prior_rows(given)].unique())
         self.few = self.known < ENOUGH and self.guard is not None
-        if parts.config.sesm.calibrate and not self.few:
-            for network in (parts.network, parts.teacher):
-                network.sesm.calibrate(*prior_on_labels(given))
         self.bare = not parts.pool.present.any()
-        more, met = finer(parts), meets(prior_on_labels(parts)[1])
+        score, iou = prior_on_labels(given)
+        more, met = finer(parts), meets(iou)
         for network in (parts.network, parts.teacher):
+            if parts.config.sesm.calibrate and not self.few:
+                network.sesm.calibrate(score, iou)
             network.sesm.finer.fill_(more)
             network.sesm.meets.fill_(met)
             if not self.bare and (self.guard is None or self.guard.honest):
@@ -236,7 +236,7 @@ class L2L:
         if self.regions is not None and (far := sesm.drawing["draw"].item() / DRAWN[1]) < 1:
             yield (f"regions: by the known masks they are objects to {far:.0%}, pieces of them else; labels of the "
                    "unguided answer are drawn to them so far")  # fmt: skip
-        if (share := float(sesm.meets) / MEETS) < 0.995:
+        if (share := float(sesm.meets) / MEETS) < 0.95:
             yield (f"scores: proposals that meet their object have an IoU of {share * MEETS:.2f} ({MEETS} is usual), "
                    f"so scores start at {share:.0%}")  # fmt: skip
 
